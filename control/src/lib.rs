@@ -1,0 +1,3 @@
+//! itsUP's control plane: db.yml, Docker, certificates and the API. It alone publishes to the proxy.
+
+pub mod db;
