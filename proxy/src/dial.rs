@@ -1,0 +1,96 @@
+//! Opening a plain connection to one of an upstream's endpoints, under a lease.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::endpoint::{Class, Lease};
+use crate::live::{Live, LiveUpstream, NoEndpoint};
+use crate::proxy_protocol;
+use crate::table::Address;
+use crate::worker::Worker;
+
+/// Endpoints that are tried before giving up.
+const ATTEMPTS: usize = 3;
+/// Snapshots that are looked at when endpoints retire faster than they are leased.
+const RELOADS: usize = 8;
+
+/// An open connection and the right to use it.
+pub(crate) struct Dialed {
+    pub(crate) tcp: TcpStream,
+    pub(crate) lease: Lease,
+}
+
+/// No endpoint could be reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error("no endpoint is up")]
+    Down,
+    #[error("{0}")]
+    Connect(#[from] io::Error),
+}
+
+/// Opens a connection to the upstream that `find` points at, trying other endpoints when one cannot be reached.
+///
+/// `ends` are the client's address and ours, for the PROXY header where the upstream asks for one.
+pub(crate) async fn dial(
+    worker: &Worker,
+    find: impl Fn(&Live) -> Option<Arc<LiveUpstream>>,
+    ends: (SocketAddr, SocketAddr),
+) -> Result<Dialed, DialError> {
+    let mut tried = Vec::new();
+    let mut last = DialError::Down;
+    while tried.len() < ATTEMPTS {
+        let (upstream, lease) = match lease(worker, &find, &tried) {
+            Some(found) => found,
+            None => break,
+        };
+        match connect(&upstream, &lease, ends).await {
+            Ok(tcp) => {
+                lease.endpoint().record_success();
+                return Ok(Dialed { tcp, lease });
+            }
+            Err(error) => {
+                lease.endpoint().record_failure(Instant::now());
+                worker.count().add(|c| &c.connect_failures);
+                tried.push(lease.endpoint().key);
+                last = error.into();
+            }
+        }
+    }
+    Err(last)
+}
+
+fn lease(
+    worker: &Worker,
+    find: &impl Fn(&Live) -> Option<Arc<LiveUpstream>>,
+    tried: &[u64],
+) -> Option<(Arc<LiveUpstream>, Lease)> {
+    for _ in 0..RELOADS {
+        let upstream = find(&worker.shared.store.load())?;
+        match upstream.lease(Class::Passthrough, tried, Instant::now()) {
+            Ok(lease) => return Some((upstream, lease)),
+            Err(NoEndpoint::Stale) => {}
+            Err(NoEndpoint::Down { .. } | NoEndpoint::Empty) => return None,
+        }
+    }
+    None
+}
+
+async fn connect(upstream: &LiveUpstream, lease: &Lease, ends: (SocketAddr, SocketAddr)) -> io::Result<TcpStream> {
+    let Address::Tcp(address) = lease.endpoint().address else {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "only TCP endpoints take raw connections"));
+    };
+    let mut tcp = tokio::time::timeout(upstream.policy.connect_timeout, TcpStream::connect(address))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"))??;
+    tcp.set_nodelay(true)?;
+    if let Some(version) = upstream.policy.proxy_protocol {
+        tcp.write_all(proxy_protocol::encode(version, ends.0, ends.1).as_ref()).await?;
+    }
+    Ok(tcp)
+}

@@ -1,0 +1,244 @@
+//! The proxy's handle: what others do with it.
+
+use std::fmt::Write;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::access_log::AccessLog;
+use crate::certs::Certs;
+use crate::challenges::Challenges;
+use crate::config::{AccessLogTarget, Config};
+use crate::drain::Published;
+use crate::listen::{self, BindError};
+use crate::live::Store;
+use crate::metrics::{escape_label, header};
+use crate::shared::Shared;
+use crate::status::{EndpointState, EndpointStatus, Status};
+use crate::table::RouteTable;
+use crate::worker::{self, Signals, Sockets};
+use crate::probe;
+
+/// The running data plane. Cheap to clone; the last clone to go does not stop it, [`Proxy::shutdown`] does.
+#[derive(Clone)]
+pub struct Proxy {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    http: SocketAddr,
+    https: SocketAddr,
+    shutdown: watch::Sender<bool>,
+    kill: watch::Sender<bool>,
+    /// Listening, but not accepting before the first table is there.
+    waiting: Mutex<Vec<Sockets>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// The proxy could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener could not be opened.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+}
+
+impl Proxy {
+    /// Opens the listeners and starts the helpers. Connections wait, unanswered, until a table is published.
+    ///
+    /// # Errors
+    /// A port is taken or needs a privilege; the system has no more threads.
+    pub fn bind(config: Config) -> Result<Self, StartError> {
+        let threads = config.threads.get();
+        let http = listen::bind(config.http, threads)?;
+        let https = listen::bind(config.https, threads)?;
+        let (http_address, https_address) = (http[0].local_addr()?, https[0].local_addr()?);
+        let (log, log_thread) = AccessLog::start(config.access_log)?;
+        let challenges = Arc::new(Challenges::default());
+        let shared = Arc::new(Shared::new(
+            Arc::new(Store::new()),
+            challenges,
+            Arc::new(Certs::default()),
+            log,
+            config.limits,
+            threads,
+        ));
+        let waiting = http.into_iter().zip(https).map(|(http, https)| Sockets { http, https }).collect();
+        // The log thread ends with the last handle on the log, which is later than anything that could wait for it.
+        drop(log_thread);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                shared,
+                http: http_address,
+                https: https_address,
+                shutdown: watch::Sender::new(false),
+                kill: watch::Sender::new(false),
+                waiting: Mutex::new(waiting),
+                threads: Mutex::default(),
+            }),
+        })
+    }
+
+    /// Where plain HTTP is listened for; the real port where 0 was asked for.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.inner.http
+    }
+
+    /// Where TLS is listened for; the real port where 0 was asked for.
+    pub fn https_addr(&self) -> SocketAddr {
+        self.inner.https
+    }
+
+    /// Makes `table` what every new request and connection sees, all at once; an equal table changes nothing.
+    ///
+    /// Large tables take a while to build, so call it where waiting is allowed.
+    ///
+    /// # Errors
+    /// With the first table only: a data thread could not be started.
+    pub fn publish(&self, table: RouteTable) -> Result<Published, StartError> {
+        let published = self.inner.shared.store.publish(table);
+        self.start_threads()?;
+        Ok(published)
+    }
+
+    fn start_threads(&self) -> Result<(), StartError> {
+        let inner = &self.inner;
+        let waiting = std::mem::take(&mut *inner.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let mut threads = inner.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.push(self.start_keeper()?);
+        for (thread, sockets) in waiting.into_iter().enumerate() {
+            let signals = Signals { shutdown: inner.shutdown.subscribe(), kill: inner.kill.subscribe() };
+            threads.push(worker::start(inner.shared.clone(), thread, sockets, signals)?);
+        }
+        Ok(())
+    }
+
+    /// Probes endpoints, away from the data threads.
+    fn start_keeper(&self) -> io::Result<JoinHandle<()>> {
+        let store = self.inner.shared.store.clone();
+        let mut kill = self.inner.kill.subscribe();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("itsup-keeper".into()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = probe::keeper(store) => {}
+                    _ = kill.wait_for(|killed| *killed) => {}
+                }
+            });
+        })
+    }
+
+    /// The table that is live.
+    pub fn table(&self) -> Arc<RouteTable> {
+        self.inner.shared.store.load().table.clone()
+    }
+
+    /// How many tables have been published; equal ones do not count.
+    pub fn generation(&self) -> u64 {
+        self.inner.shared.store.load().generation
+    }
+
+    /// The certificates that are shown.
+    pub fn certs(&self) -> &Certs {
+        &self.inner.shared.certs
+    }
+
+    /// The ACME challenges that are answered.
+    pub fn challenges(&self) -> &Challenges {
+        &self.inner.shared.challenges
+    }
+
+    /// The state at this moment.
+    pub fn status(&self) -> Status {
+        Status { connections: self.inner.shared.connections(), ..self.inner.shared.store.status() }
+    }
+
+    /// The counters and gauges as Prometheus text.
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        self.inner.shared.metrics.render(&mut text);
+        render_status(&self.status(), &mut text);
+        text
+    }
+
+    /// Opens the access log again, as after a rotation.
+    pub fn reopen_access_log(&self) {
+        self.inner.shared.log.reopen();
+    }
+
+    /// Writes the access log to another place from now on.
+    pub fn set_access_log(&self, target: AccessLogTarget) {
+        self.inner.shared.log.retarget(target);
+    }
+
+    /// Stops accepting, lets what is under way end within `grace`, then cuts what is left. Returns how many
+    /// connections were cut.
+    ///
+    /// Idle connections are closed at once; h2 clients are told by GOAWAY, h1 clients by `Connection: close`.
+    pub async fn shutdown(&self, grace: Duration) -> u64 {
+        self.inner.shutdown.send_replace(true);
+        let _ = tokio::time::timeout(grace, self.inner.shared.empty()).await;
+        let cut = self.inner.shared.connections();
+        self.inner.kill.send_replace(true);
+        let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let log = self.inner.shared.log.clone();
+        let _ = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                let _ = thread.join();
+            }
+            log.sync();
+        })
+        .await;
+        cut
+    }
+}
+
+fn render_status(status: &Status, out: &mut String) {
+    for (name, help, value) in [
+        ("itsup_generation", "Route tables published since start.", status.generation),
+        ("itsup_hosts", "Hosts in the live table.", status.hosts as u64),
+        ("itsup_connections", "Open client connections.", status.connections),
+    ] {
+        header(out, name, "gauge", help);
+        let _ = writeln!(out, "{name} {value}");
+    }
+    header(out, "itsup_endpoint_up", "gauge", "Whether an endpoint gets traffic.");
+    for (upstream, endpoint) in endpoints(status) {
+        let up = u8::from(matches!(endpoint.state, EndpointState::Up));
+        let _ = writeln!(out, "itsup_endpoint_up{{{}}} {up}", labels(upstream, endpoint));
+    }
+    header(out, "itsup_endpoint_in_flight", "gauge", "What an endpoint is serving, by class.");
+    for (upstream, endpoint) in endpoints(status) {
+        let labels = labels(upstream, endpoint);
+        let load = endpoint.in_flight;
+        for (class, count) in
+            [("request", load.requests), ("websocket", load.websockets), ("passthrough", load.passthrough)]
+        {
+            let _ = writeln!(out, "itsup_endpoint_in_flight{{{labels},class=\"{class}\"}} {count}");
+        }
+    }
+}
+
+fn endpoints(status: &Status) -> impl Iterator<Item = (&str, &EndpointStatus)> {
+    status.upstreams.iter().flat_map(|upstream| upstream.endpoints.iter().map(|e| (&*upstream.name, e)))
+}
+
+fn labels(upstream: &str, endpoint: &EndpointStatus) -> String {
+    format!(
+        "upstream=\"{}\",endpoint=\"{}\",address=\"{}\"",
+        escape_label(upstream),
+        escape_label(&endpoint.id),
+        escape_label(&endpoint.address)
+    )
+}

@@ -1,0 +1,260 @@
+//! Bytes both ways between a client and an endpoint, untouched, half-close kept.
+//!
+//! Small traffic is copied through a buffer that the data thread owns, so that an idle connection holds no memory. Bulk
+//! goes from socket to socket inside the kernel (splice).
+
+use std::cell::RefCell;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+const SCRATCH: usize = 64 * 1024;
+/// This many full reads in a row are bulk.
+const BULK_READS: u32 = 2;
+/// This many small splices in a row are no longer bulk.
+const SMALL_SPLICES: u32 = 16;
+const SMALL: usize = 4 * 1024;
+const PIPE: usize = 512 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
+
+/// What went through.
+#[derive(Debug, Default)]
+pub(crate) struct Passed {
+    /// Client to endpoint, bytes.
+    pub(crate) to_endpoint: u64,
+    /// Endpoint to client, bytes.
+    pub(crate) to_client: u64,
+    /// Why it ended, where that was not a clean close of both sides.
+    pub(crate) error: Option<io::Error>,
+}
+
+/// When bytes last moved, in milliseconds since the relay began.
+struct Activity {
+    since: Instant,
+    last: AtomicU64,
+}
+
+impl Activity {
+    fn touch(&self) {
+        self.last.store(self.now(), Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Returns when nothing has moved for `limit`.
+    async fn idle(&self, limit: Duration) {
+        loop {
+            let quiet = Duration::from_millis(self.now().saturating_sub(self.last.load(Relaxed)));
+            if quiet >= limit {
+                return;
+            }
+            tokio::time::sleep(limit - quiet).await;
+        }
+    }
+}
+
+/// Relays until both sides have closed, one has failed, or nothing has moved for `idle`.
+pub(crate) async fn relay(client: &TcpStream, endpoint: &TcpStream, idle: Duration) -> Passed {
+    let activity = Activity { since: Instant::now(), last: AtomicU64::new(0) };
+    let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+    let both = async {
+        tokio::try_join!(one_way(client, endpoint, &activity, &up), one_way(endpoint, client, &activity, &down))
+    };
+    let error = tokio::select! {
+        ended = both => ended.err(),
+        () = activity.idle(idle) => Some(io::Error::new(io::ErrorKind::TimedOut, "idle for too long")),
+    };
+    Passed { to_endpoint: up.into_inner(), to_client: down.into_inner(), error }
+}
+
+async fn one_way(from: &TcpStream, to: &TcpStream, activity: &Activity, count: &AtomicU64) -> io::Result<()> {
+    let mut full_reads = 0;
+    loop {
+        from.readable().await?;
+        match copy_once(from, to)? {
+            Step::NotReady => continue,
+            Step::End => break,
+            Step::Moved { read, rest } => {
+                activity.touch();
+                if let Some(rest) = rest {
+                    write_all(to, &rest).await?;
+                    activity.touch();
+                }
+                count.fetch_add(read as u64, Relaxed);
+                full_reads = if read == SCRATCH { full_reads + 1 } else { 0 };
+            }
+        }
+        if full_reads >= BULK_READS {
+            full_reads = 0;
+            if splice_bulk(from, to, activity, count).await? {
+                break;
+            }
+        }
+    }
+    match socket2::SockRef::from(to).shutdown(Shutdown::Write) {
+        // The other side has gone already: nothing is lost by that.
+        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+        _ => Ok(()),
+    }
+}
+
+enum Step {
+    NotReady,
+    End,
+    Moved { read: usize, rest: Option<Vec<u8>> },
+}
+
+/// Reads what is there and writes what fits; the rest, if any, is kept apart from the shared buffer.
+fn copy_once(from: &TcpStream, to: &TcpStream) -> io::Result<Step> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let read = match from.try_read(buffer) {
+            Ok(0) => return Ok(Step::End),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Step::NotReady),
+            Err(error) => return Err(error),
+        };
+        let written = match to.try_write(&buffer[..read]) {
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => return Err(error),
+        };
+        Ok(Step::Moved { read, rest: (written < read).then(|| buffer[written..read].to_vec()) })
+    })
+}
+
+async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        to.writable().await?;
+        match to.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Moves bulk through a kernel pipe; true at the end of the stream, false when the traffic is small again.
+async fn splice_bulk(from: &TcpStream, to: &TcpStream, activity: &Activity, count: &AtomicU64) -> io::Result<bool> {
+    let Ok((out, into)) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC) else {
+        // Out of file descriptors: copying needs none.
+        return Ok(false);
+    };
+    // A larger pipe is fewer system calls; the default will do where the user's limit says no.
+    let _ = fcntl_setpipe_size(&into, PIPE);
+    let mut small = 0;
+    while small < SMALL_SPLICES {
+        from.readable().await?;
+        let moved = match from.try_io(Interest::READABLE, || splice_some(from, &into, PIPE)) {
+            Ok(0) => return Ok(true),
+            Ok(moved) => moved,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
+        drain_pipe(&out, to, moved).await?;
+        activity.touch();
+        count.fetch_add(moved as u64, Relaxed);
+        small = if moved < SMALL { small + 1 } else { 0 };
+    }
+    Ok(false)
+}
+
+async fn drain_pipe(out: &OwnedFd, to: &TcpStream, mut left: usize) -> io::Result<()> {
+    while left > 0 {
+        to.writable().await?;
+        match to.try_io(Interest::WRITABLE, || splice_some(out, to, left)) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(moved) => left -= moved,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn splice_some(from: &impl std::os::fd::AsFd, to: &impl std::os::fd::AsFd, most: usize) -> io::Result<usize> {
+    loop {
+        match splice(from, None, to, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
+            Err(Errno::INTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let address = listener.local_addr().expect("address");
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (near.expect("connect"), far.expect("accept").0)
+    }
+
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 31 % 251) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn bulk_goes_both_ways_at_once_and_half_close_is_kept() {
+        let (mut client, proxy_in) = pair().await;
+        let (proxy_out, mut server) = pair().await;
+        let relayed = tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60)).await });
+        let up = pattern(8 * 1024 * 1024 + 7);
+        let expected = up.clone();
+        let serving = tokio::spawn(async move {
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.expect("read to the client's half-close");
+            server.write_all(&pattern(3_000_001)).await.expect("answer after it");
+            got
+        });
+        client.write_all(&up).await.expect("write");
+        client.shutdown().await.expect("half-close");
+        let mut down = Vec::new();
+        client.read_to_end(&mut down).await.expect("read");
+        assert!(serving.await.expect("server") == expected, "bytes to the endpoint differ");
+        assert!(down == pattern(3_000_001), "bytes to the client differ");
+        let passed = relayed.await.expect("relay");
+        assert_eq!((passed.to_endpoint, passed.to_client), (8 * 1024 * 1024 + 7, 3_000_001));
+        assert!(passed.error.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stops_holds_the_writer_back() {
+        let (mut client, proxy_in) = pair().await;
+        let (proxy_out, server) = pair().await;
+        tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60)).await });
+        let chunk = pattern(1024 * 1024);
+        let mut sent = 0;
+        while let Ok(written) = tokio::time::timeout(Duration::from_millis(300), client.write(&chunk)).await {
+            sent += written.expect("write");
+            assert!(sent < 256 * 1024 * 1024, "nothing holds the writer back");
+        }
+        drop(server);
+    }
+
+    #[tokio::test]
+    async fn silence_ends_it() {
+        let (client, proxy_in) = pair().await;
+        let (proxy_out, server) = pair().await;
+        let passed = relay(&proxy_in, &proxy_out, Duration::from_millis(50)).await;
+        assert_eq!(passed.error.expect("idle").kind(), io::ErrorKind::TimedOut);
+        drop((client, server));
+    }
+}

@@ -1,0 +1,188 @@
+//! A data thread: its own runtime, listeners, HTTP engine and upstream pools.
+//!
+//! A connection lives and dies on the thread that accepted it, so nothing of it crosses threads.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::proxy::HttpProxy;
+use pingora::server::configuration::ServerConf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::access_log::FLUSH_EVERY;
+use crate::config::Limits;
+use crate::http::Gateway;
+use crate::metrics::Shard;
+use crate::shared::{Seat, Shared};
+use crate::{front, plain};
+
+/// Waits this long when the process is out of file descriptors.
+const OUT_OF_FILES: Duration = Duration::from_millis(50);
+/// Idle upstream connections kept by each thread.
+const UPSTREAM_POOL: usize = 1024;
+/// Password hashes at a time, each thread: they are costly by design.
+const BLOCKING_THREADS: usize = 2;
+
+/// What a connection needs of its thread.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) thread: usize,
+    pub(crate) engine: Arc<HttpProxy<Gateway>>,
+    /// Becomes true when the process is to end.
+    pub(crate) shutdown: watch::Receiver<bool>,
+}
+
+impl Worker {
+    pub(crate) fn count(&self) -> &Shard {
+        self.shared.metrics.shard(self.thread)
+    }
+}
+
+/// A thread's listening sockets.
+pub(crate) struct Sockets {
+    pub(crate) http: StdListener,
+    pub(crate) https: StdListener,
+}
+
+/// The two ends of a process's life, as the threads see them.
+#[derive(Clone)]
+pub(crate) struct Signals {
+    /// Stop accepting and finish what there is.
+    pub(crate) shutdown: watch::Receiver<bool>,
+    /// Stop at once.
+    pub(crate) kill: watch::Receiver<bool>,
+}
+
+/// Starts a data thread.
+pub(crate) fn start(
+    shared: Arc<Shared>,
+    thread: usize,
+    sockets: Sockets,
+    signals: Signals,
+) -> io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+    std::thread::Builder::new().name(format!("itsup-data-{thread}")).spawn(move || {
+        if let Err(error) = runtime.block_on(run(shared, thread, sockets, signals)) {
+            tracing::error!(thread, %error, "a data thread could not start");
+        }
+        runtime.shutdown_background();
+    })
+}
+
+async fn run(shared: Arc<Shared>, thread: usize, sockets: Sockets, signals: Signals) -> io::Result<()> {
+    let http = TcpListener::from_std(sockets.http)?;
+    let https = TcpListener::from_std(sockets.https)?;
+    let engine = Arc::new(engine(&shared, thread));
+    let worker = Arc::new(Worker { shared, thread, engine, shutdown: signals.shutdown.clone() });
+    let (mut shutdown, mut kill) = (signals.shutdown, signals.kill);
+    tokio::spawn(flush_log(worker.clone()));
+    let accepting = async {
+        tokio::join!(accept_all(&worker, http, Kind::Plain), accept_all(&worker, https, Kind::Tls));
+    };
+    tokio::select! {
+        () = accepting => {}
+        _ = shutdown.wait_for(|ended| *ended) => {}
+    }
+    use pingora::apps::HttpServerApp;
+    worker.engine.http_cleanup().await;
+    let _ = kill.wait_for(|killed| *killed).await;
+    worker.shared.log.flush();
+    Ok(())
+}
+
+fn engine(shared: &Arc<Shared>, thread: usize) -> HttpProxy<Gateway> {
+    let conf = ServerConf {
+        threads: 1,
+        work_stealing: false,
+        max_retries: 8,
+        upstream_keepalive_pool_size: UPSTREAM_POOL,
+        ..ServerConf::default()
+    };
+    let mut engine = HttpProxy::new(Gateway::new(shared.clone(), thread), Arc::new(conf));
+    engine.handle_init_modules();
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(shared.limits.keep_alive);
+    engine.server_options = Some(options);
+    engine.h2_options = Some(h2_options(&shared.limits));
+    engine
+}
+
+fn h2_options(limits: &Limits) -> pingora::protocols::http::v2::server::H2Options {
+    let mut options = default_h2_options();
+    options.max_concurrent_streams(limits.h2_streams);
+    options.max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
+    // One stream may fill a fast, distant client's pipe; all of a connection's together stay bounded.
+    options.initial_window_size(1024 * 1024);
+    options.initial_connection_window_size(4 * 1024 * 1024);
+    // A client that opens and resets streams faster than they are served is cut off (CVE-2023-44487).
+    options.max_concurrent_reset_streams(64);
+    options.max_pending_accept_reset_streams(32);
+    options
+}
+
+/// Lines of a thread that has gone quiet must not wait for the next request.
+async fn flush_log(worker: Arc<Worker>) {
+    let mut tick = tokio::time::interval(FLUSH_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if !worker.shared.log.flush() {
+            worker.count().add(|c| &c.log_dropped);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Plain,
+    Tls,
+}
+
+async fn accept_all(worker: &Arc<Worker>, listener: TcpListener, kind: Kind) {
+    loop {
+        match listener.accept().await {
+            Ok((tcp, peer)) => accepted(worker, tcp, peer, kind),
+            Err(error) if is_fatal_to_one(&error) => tracing::debug!(%error, "a connection ended before it was accepted"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections just now");
+                tokio::time::sleep(OUT_OF_FILES).await;
+            }
+        }
+    }
+}
+
+fn is_fatal_to_one(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}
+
+fn accepted(worker: &Arc<Worker>, tcp: TcpStream, peer: SocketAddr, kind: Kind) {
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let count = worker.count();
+    count.add(match kind {
+        Kind::Plain => |c| &c.accepted_http,
+        Kind::Tls => |c| &c.accepted_https,
+    });
+    let live = worker.shared.store.load();
+    let trusted = live.edge.is_trusted(peer.ip()) || live.edge.sends_proxy_header(peer.ip());
+    let place = if trusted { None } else { worker.shared.crowd.enter(peer.ip()) };
+    if !trusted && place.is_none() {
+        count.add(|c| &c.refused_limit);
+        return;
+    }
+    drop(live);
+    let _ = tcp.set_nodelay(true);
+    let seat = Seat::take(&worker.shared, place);
+    match kind {
+        Kind::Plain => drop(tokio::spawn(plain::serve(worker.clone(), tcp, peer, seat))),
+        Kind::Tls => drop(tokio::spawn(front::serve(worker.clone(), tcp, peer, seat))),
+    }
+}
