@@ -4,16 +4,22 @@
 
 pub mod access;
 pub mod config;
+mod hello;
 pub mod host;
 pub mod path;
+mod proxy_protocol;
 pub mod status;
 pub mod table;
 
 /// Inner functions for fuzz targets and benches alone: no part of the API.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::hello;
-    pub use crate::proxy_protocol;
+    pub mod hello {
+        pub use crate::hello::*;
+    }
+    pub mod proxy_protocol {
+        pub use crate::proxy_protocol::*;
+    }
 
     /// See `host::normalize`.
     pub fn normalize<'a>(raw: &'a [u8], buf: &'a mut [u8; 256]) -> Option<&'a str> {
