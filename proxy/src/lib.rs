@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod config;
+mod head;
 mod hello;
 pub mod host;
 pub mod path;
@@ -14,6 +15,9 @@ pub mod table;
 /// Inner functions for fuzz targets and benches alone: no part of the API.
 #[doc(hidden)]
 pub mod internals {
+    pub mod head {
+        pub use crate::head::*;
+    }
     pub mod hello {
         pub use crate::hello::*;
     }
