@@ -5,6 +5,7 @@
 pub mod access;
 pub mod config;
 mod head;
+mod headers;
 mod hello;
 pub mod host;
 pub mod path;
@@ -17,6 +18,9 @@ pub mod table;
 pub mod internals {
     pub mod head {
         pub use crate::head::*;
+    }
+    pub mod headers {
+        pub use crate::headers::*;
     }
     pub mod hello {
         pub use crate::hello::*;
