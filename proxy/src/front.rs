@@ -29,6 +29,9 @@ const PASS_IDLE: Duration = Duration::from_secs(3600);
 const UNRECOGNIZED_NAME: u8 = 112;
 const INTERNAL_ERROR: u8 = 80;
 
+const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 42\r\n\
+    Connection: close\r\n\r\nThis port speaks HTTPS. Use https:// here.";
+
 /// What the first bytes of a connection say.
 struct Opening {
     /// The hello and whatever came with it, to be replayed.
@@ -44,6 +47,8 @@ enum Refusal {
     Silent,
     /// A TLS alert says why.
     Alert(u8),
+    /// Somebody speaks HTTP in the clear to the TLS port.
+    PlainHttp,
 }
 
 /// Serves a connection to the TLS port from its first byte to its last.
@@ -52,6 +57,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut tcp: TcpStream, peer: SocketA
     let opening = match tokio::time::timeout(limit, Box::pin(open(&worker, &mut tcp, peer))).await {
         Ok(Ok(opening)) => opening,
         Ok(Err(Refusal::Alert(description))) => return refuse(tcp, description).await,
+        Ok(Err(Refusal::PlainHttp)) => return refuse_with(tcp, PLAIN_HTTP).await,
         Ok(Err(Refusal::Silent)) => return,
         Err(_) => return worker.count().add(|c| &c.refused_hello),
     };
@@ -84,8 +90,12 @@ fn route(worker: &Worker, opening: &Opening) -> Route {
     }
 }
 
-async fn refuse(mut tcp: TcpStream, description: u8) {
-    let _ = tcp.write_all(&hello::alert(description)).await;
+async fn refuse(tcp: TcpStream, description: u8) {
+    refuse_with(tcp, &hello::alert(description)).await;
+}
+
+async fn refuse_with(mut tcp: TcpStream, answer: &[u8]) {
+    let _ = tcp.write_all(answer).await;
     let _ = tcp.shutdown().await;
 }
 
@@ -119,6 +129,10 @@ async fn open(worker: &Worker, tcp: &mut TcpStream, peer: SocketAddr) -> Result<
                         Err(Refusal::Alert(UNRECOGNIZED_NAME))
                     }
                 };
+            }
+            hello::Progress::PlainHttp => {
+                worker.count().add(|c| &c.refused_hello);
+                return Err(Refusal::PlainHttp);
             }
             hello::Progress::Invalid(description) => {
                 worker.count().add(|c| &c.refused_hello);
@@ -198,14 +212,9 @@ async fn terminate(worker: Arc<Worker>, tcp: TcpStream, peer: SocketAddr, openin
     }
 }
 
-async fn handshake(
-    worker: &Worker,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    opening: Opening,
-) -> io::Result<Box<Downstream>> {
+async fn handshake(worker: &Worker, tcp: TcpStream, peer: SocketAddr, opening: Opening) -> io::Result<Box<Downstream>> {
     let cert = worker.shared.certs.find(&opening.sni);
-    let acceptor = TlsAcceptor::from(worker.shared.tls.clone());
+    let acceptor = TlsAcceptor::from(worker.shared.tls.sites.clone());
     let ends = Ends { peer, client: opening.client, local_port: tcp.local_addr()?.port() };
     let prefixed = Prefixed::new(opening.buffered.freeze(), tcp);
     let tls = tokio::time::timeout(worker.shared.limits.handshake, acceptor.accept(prefixed))
@@ -227,7 +236,7 @@ async fn handshake(
 
 /// Shows the challenge certificate and hangs up (RFC 8737, section 3).
 async fn answer_challenge(worker: Arc<Worker>, tcp: TcpStream, opening: Opening) {
-    let acceptor = TlsAcceptor::from(worker.shared.tls_challenge.clone());
+    let acceptor = TlsAcceptor::from(worker.shared.tls.challenges.clone());
     let prefixed = Prefixed::new(Bytes::from(opening.buffered), tcp);
     let accepted = tokio::time::timeout(worker.shared.limits.handshake, acceptor.accept(prefixed)).await;
     if let Ok(Ok(mut tls)) = accepted {

@@ -12,8 +12,8 @@ use std::time::SystemTime;
 
 use bytes::{Buf, BytesMut};
 use pingora::apps::HttpServerApp;
+use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::{IO, Stream};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until};
 

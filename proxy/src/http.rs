@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode, Uri, Version, header};
+use http::{Method, StatusCode, Uri, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::compression::ResponseCompression;
 use pingora::protocols::Digest;
@@ -21,12 +21,13 @@ use crate::chunked::BadChunk;
 use crate::conn::Conn;
 use crate::endpoint::{Class, Lease};
 use crate::error_page::{self, Page};
-use crate::headers;
+use crate::headers::{self, Forwarded};
 use crate::host::{self, Host};
 use crate::live::{Entry, LiveSite, LiveTarget, LiveUpstream, NoEndpoint};
 use crate::metrics::Shard;
 use crate::path;
 use crate::peer::peer;
+use crate::redirect::https_url;
 use crate::request_id::RequestId;
 use crate::shared::Shared;
 use crate::welcome;
@@ -49,6 +50,8 @@ pub(crate) struct Gateway {
 /// What is known of one request on its way through.
 pub(crate) struct Request {
     id: RequestId,
+    /// The id that a trusted proxy has given it.
+    given_id: Option<Box<str>>,
     began: Instant,
     conn: Option<Arc<Conn>>,
     client: Option<std::net::IpAddr>,
@@ -65,6 +68,12 @@ pub(crate) struct Request {
     retry_after: u64,
     failed: &'static str,
     why: &'static str,
+}
+
+impl Request {
+    fn id(&self) -> &str {
+        self.given_id.as_deref().unwrap_or(self.id.as_str())
+    }
 }
 
 /// Where a request turned out to go.
@@ -95,7 +104,10 @@ impl Gateway {
             return Verdict::Refuse(400, "no host name");
         };
         let live = self.shared.store.load();
-        request.client = Some(headers::client_of(req, conn.client.ip(), &live.edge));
+        if live.edge.is_trusted(conn.client.ip()) {
+            request.given_id = headers::request_id(&req.headers).map(Into::into);
+        }
+        request.client = Some(headers::client_of(&req.headers, conn.client.ip(), &live.edge.trusted_proxies));
         let site = match live.lookup(name) {
             Some(entry) if !shown_for(&conn, name) => {
                 let _ = entry;
@@ -186,7 +198,13 @@ impl Gateway {
     }
 
     /// Answers from here.
-    async fn answer(&self, session: &mut Session, request: &mut Request, mut head: ResponseHeader, body: Bytes) -> Result<()> {
+    async fn answer(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+        mut head: ResponseHeader,
+        body: Bytes,
+    ) -> Result<()> {
         request.status = head.status.as_u16();
         if session.downstream_session.is_body_done() {
             // Nothing more of the request is on its way.
@@ -194,9 +212,9 @@ impl Gateway {
             conn.refuse_body();
         }
         if let Some(site) = &request.site {
-            headers::edit_response(&mut head, &site.site)?;
+            headers::to_client(&mut head, &site.site.headers, site.site.hsts.as_deref())?;
         }
-        head.insert_header("x-request-id", request.id.as_str())?;
+        head.insert_header("x-request-id", request.id())?;
         head.insert_header(header::CONTENT_LENGTH, body.len())?;
         let bare = session.req_header().method == Method::HEAD || body.is_empty();
         session.write_response_header(Box::new(head), bare).await?;
@@ -208,7 +226,7 @@ impl Gateway {
 
     async fn answer_error(&self, session: &mut Session, request: &mut Request, status: u16) -> Result<()> {
         let accept = session.req_header().headers.get(header::ACCEPT).map(|v| v.as_bytes());
-        let Page { content_type, body } = error_page::render(status, accept, request.id.as_str());
+        let Page { content_type, body } = error_page::render(status, accept, request.id());
         let mut head = ResponseHeader::build(status, Some(8))?;
         head.insert_header(header::CONTENT_TYPE, content_type)?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
@@ -224,7 +242,7 @@ impl Gateway {
         let req = session.req_header();
         let port = self.shared.store.load().edge.public_https_port;
         let target = req.uri.path_and_query().map_or("/", |pq| pq.as_str());
-        let location = headers::https_url(to.as_str(), port, target);
+        let location = https_url(to.as_str(), port, target);
         let permanent = if matches!(req.method, Method::GET | Method::HEAD) { 301 } else { 308 };
         let mut head = ResponseHeader::build(permanent, Some(6))?;
         head.insert_header(header::LOCATION, location)?;
@@ -248,7 +266,7 @@ impl Gateway {
         }
         let (true, Some(conn)) = (self.shared.log.is_on(), &request.conn) else { return };
         let req = session.req_header();
-        let endpoint = request.lease.as_ref().map(|lease| lease.endpoint().shown());
+        let endpoint = request.lease.as_ref().map(|lease| lease.endpoint().address.to_string());
         let record = Record {
             at: SystemTime::now(),
             client: request.client.unwrap_or_else(|| shown(conn.client)),
@@ -265,7 +283,7 @@ impl Gateway {
             endpoint: endpoint.as_deref().unwrap_or(""),
             retries: request.retries,
             tls: conn.tls,
-            request_id: request.id.as_str(),
+            request_id: request.id(),
             failed: request.failed,
             why: request.why,
         };
@@ -282,6 +300,7 @@ impl ProxyHttp for Gateway {
     fn new_ctx(&self) -> Request {
         Request {
             id: RequestId::random(),
+            given_id: None,
             began: Instant::now(),
             conn: None,
             client: None,
@@ -330,17 +349,21 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         let Some(conn) = &request.conn else { return Err(Error::new(ErrorType::InternalError)) };
         let stripped = request.strip > 0;
-        if stripped || upstream.uri.scheme().is_some() && upstream.version != Version::HTTP_2 {
-            forward_target(upstream, request.strip)?;
+        if stripped {
+            take_off(upstream, request.strip)?;
         }
         let live = self.shared.store.load();
-        let facts = headers::Facts {
-            peer: conn.client.ip(),
+        let peer = conn.client.ip();
+        let forwarded = Forwarded {
+            peer,
+            trusted: live.edge.is_trusted(peer),
+            client: request.client.unwrap_or(peer),
+            scheme: "https",
             host: authority(session.req_header()).unwrap_or_default(),
             port: live.edge.public_https_port,
-            request_id: request.id.as_str(),
+            request_id: request.id(),
         };
-        headers::forward(upstream, &facts, &live.edge)?;
+        headers::to_upstream(upstream, session.req_header(), &forwarded)?;
         if stripped {
             let prefix = &session.req_header().uri.path()[..request.strip];
             upstream.insert_header("x-forwarded-prefix", prefix)?;
@@ -412,7 +435,7 @@ impl ProxyHttp for Gateway {
         {
             compression.adjust_level(COMPRESSION_LEVEL);
         }
-        headers::edit_response(response, &site.site)
+        headers::to_client(response, &site.site.headers, site.site.hsts.as_deref())
     }
 
     fn fail_to_connect(
@@ -469,9 +492,9 @@ impl ProxyHttp for Gateway {
         if request.failed.is_empty() {
             (request.failed, request.why) = (failed, why);
         }
-        let begun = session.response_written().is_some_and(|r| {
-            !r.status.is_informational() || r.status == StatusCode::SWITCHING_PROTOCOLS
-        });
+        let begun = session
+            .response_written()
+            .is_some_and(|r| !r.status.is_informational() || r.status == StatusCode::SWITCHING_PROTOCOLS);
         if status > 0 && !begun {
             session.set_keepalive(None);
             if let Err(unsent) = self.answer_error(session, request, status).await {
@@ -538,26 +561,18 @@ fn is_streaming(response: &ResponseHeader) -> bool {
     })
 }
 
-/// Rewrites the target to origin-form, without the part of the path that the route takes off.
-fn forward_target(upstream: &mut RequestHeader, strip: usize) -> Result<()> {
+/// Takes the first `strip` bytes off the path.
+fn take_off(upstream: &mut RequestHeader, strip: usize) -> Result<()> {
     let target = upstream.uri.path_and_query().map_or("/", |pq| pq.as_str());
     let rest = target.get(strip..).unwrap_or("/");
     let rest = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
-    let uri = match (upstream.version, upstream.uri.authority(), upstream.uri.scheme_str()) {
-        (Version::HTTP_2, Some(authority), scheme) => Uri::builder()
-            .scheme(scheme.unwrap_or("https"))
-            .authority(authority.clone())
-            .path_and_query(rest)
-            .build(),
-        _ => Uri::builder().path_and_query(rest).build(),
-    };
-    match uri {
-        Ok(uri) => {
-            upstream.set_uri(uri);
-            Ok(())
-        }
-        Err(error) => Err(Error::because(ErrorType::InvalidHTTPHeader, "rewriting the path", error)),
-    }
+    let mut parts = upstream.uri.clone().into_parts();
+    parts.path_and_query =
+        Some(rest.parse().map_err(|error| Error::because(ErrorType::InvalidHTTPHeader, "rewriting the path", error))?);
+    let uri = Uri::from_parts(parts)
+        .map_err(|error| Error::because(ErrorType::InvalidHTTPHeader, "rewriting the path", error))?;
+    upstream.set_uri(uri);
+    Ok(())
 }
 
 /// The status to answer a failed request with (0: nobody is there to read it), who failed, and what happened.
@@ -571,9 +586,10 @@ fn explain(error: &Error) -> (u16, &'static str, &'static str) {
         (ErrorSource::Downstream, ReadTimedout) => (408, "client", "body too slow"),
         (ErrorSource::Downstream, InvalidHTTPHeader) => (400, "client", "malformed request"),
         (ErrorSource::Downstream, _) => (0, "client", "client left"),
-        (ErrorSource::Upstream, ConnectTimedout | ConnectRefused | ConnectNoRoute | ConnectError | TLSHandshakeTimedout) => {
-            (503, "upstream", "cannot connect")
-        }
+        (
+            ErrorSource::Upstream,
+            ConnectTimedout | ConnectRefused | ConnectNoRoute | ConnectError | TLSHandshakeTimedout,
+        ) => (503, "upstream", "cannot connect"),
         (ErrorSource::Upstream, TLSHandshakeFailure | InvalidCert | TLSWantX509Lookup | HandshakeError) => {
             (502, "upstream", "TLS with the endpoint failed")
         }

@@ -3,19 +3,72 @@
 //! It knows no YAML, no Docker and no project. Others build a [`RouteTable`] and publish it.
 
 pub mod access;
+mod access_log;
 pub mod certs;
 pub mod challenges;
+mod chunked;
 pub mod config;
+mod conn;
+mod crowd;
+mod dial;
 pub mod drain;
 mod endpoint;
+mod error_page;
+mod front;
+mod h1;
+mod head;
+mod headers;
+mod hello;
 pub mod host;
+mod http;
+mod listen;
 mod live;
+mod metrics;
 pub mod path;
+mod peer;
+mod plain;
+mod prefixed;
 mod probe;
+mod proxy;
+mod proxy_protocol;
+mod redirect;
+mod relay;
+mod request_id;
+mod shared;
 pub mod status;
+mod stream;
 mod sync;
 pub mod table;
 mod tls;
+mod welcome;
+mod worker;
+
+/// Inner functions for fuzz targets and benches alone: no part of the API.
+#[doc(hidden)]
+pub mod internals {
+    pub mod head {
+        pub use crate::head::*;
+    }
+    pub mod headers {
+        pub use crate::headers::*;
+    }
+    pub mod hello {
+        pub use crate::hello::*;
+    }
+    pub mod proxy_protocol {
+        pub use crate::proxy_protocol::*;
+    }
+
+    /// See `host::normalize`.
+    pub fn normalize<'a>(raw: &'a [u8], buf: &'a mut [u8; 256]) -> Option<&'a str> {
+        crate::host::normalize(raw, buf)
+    }
+
+    /// See `path::has_dot_segments`.
+    pub fn has_dot_segments(path: &[u8]) -> bool {
+        crate::path::has_dot_segments(path)
+    }
+}
 
 pub use access::{Access, BasicUser};
 pub use certs::{Cert, CertTable, Certs};
@@ -23,8 +76,10 @@ pub use challenges::Challenges;
 pub use config::{AccessLogTarget, Config, Limits};
 pub use drain::{Drained, Draining};
 pub use host::{Host, HostPattern};
+pub use listen::BindError;
 pub use live::Published;
 pub use path::PathPrefix;
+pub use proxy::{Proxy, StartError};
 pub use status::Status;
 pub use table::{
     Action, Address, Changes, Edge, EndpointId, EndpointSpec, HeaderEdits, Health, Passthrough, Policy, Protocol,

@@ -22,8 +22,8 @@ use tokio::net::TcpStream;
 
 use crate::conn::Conn;
 use crate::endpoint::Endpoint;
-use crate::proxy_protocol;
 use crate::table::{Address, Policy, Protocol, VerifyAgainst};
+use crate::{headers, proxy_protocol};
 
 /// Idle upstream connections are kept this long.
 const KEEP_IDLE: Duration = Duration::from_secs(60);
@@ -67,6 +67,7 @@ pub(crate) fn peer(
     options.total_connection_timeout = Some(policy.connect_timeout * 2);
     options.read_timeout = policy.response_timeout;
     options.idle_timeout = Some(KEEP_IDLE);
+    options.http_upstream_request_policy = headers::upstream_request_policy();
     match &endpoint.protocol {
         Protocol::H1 => {}
         Protocol::H2c => options.set_http_version(2, 2),

@@ -16,10 +16,11 @@ use crate::dial::dial;
 use crate::front::read_proxy_header;
 use crate::head::{Framing, Head, HeadReader, Progress, Reject};
 use crate::live::{Entry, Live, LiveUpstream};
+use crate::redirect::https_url;
 use crate::request_id::RequestId;
 use crate::shared::Seat;
 use crate::worker::Worker;
-use crate::{error_page, headers, host};
+use crate::{error_page, host};
 
 const CHALLENGE: &str = "/.well-known/acme-challenge/";
 /// A forwarded challenge is done within this, or given up.
@@ -31,7 +32,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What to do with one request.
 enum Answer {
     Redirect(String),
-    KeyAuthorization(String),
+    KeyAuthorization(Arc<str>),
     /// Ask the passthrough host behind.
     Forward,
     Error(u16),
@@ -181,7 +182,7 @@ fn decide(worker: &Worker, asked: &Asked<'_>) -> Answer {
         Some(Entry::Pass { .. } | Entry::Terminate(_)) => asked.host,
     };
     let target = if asked.target.starts_with('/') { asked.target } else { "/" };
-    Answer::Redirect(headers::https_url(to, live.edge.public_https_port, target))
+    Answer::Redirect(https_url(to, live.edge.public_https_port, target))
 }
 
 fn challenged(live: &Live, host: &str) -> Option<Arc<LiveUpstream>> {
@@ -234,7 +235,8 @@ async fn send(worker: &Worker, tcp: &mut TcpStream, status: u16, fields: &str, b
     let reason = http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Unknown");
     let connection = if keep { "" } else { "Connection: close\r\n" };
     let mut answer =
-        format!("HTTP/1.1 {status} {reason}\r\n{fields}Content-Length: {}\r\n{connection}\r\n", body.len()).into_bytes();
+        format!("HTTP/1.1 {status} {reason}\r\n{fields}Content-Length: {}\r\n{connection}\r\n", body.len())
+            .into_bytes();
     answer.extend_from_slice(body);
     let sent = timeout(worker.shared.limits.header, tcp.write_all(&answer)).await;
     matches!(sent, Ok(Ok(()))).then_some(body.len() as u64)

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -13,15 +13,15 @@ use crate::access_log::AccessLog;
 use crate::certs::Certs;
 use crate::challenges::Challenges;
 use crate::config::{AccessLogTarget, Config};
-use crate::drain::Published;
 use crate::listen::{self, BindError};
-use crate::live::Store;
+use crate::live::{Published, Store};
 use crate::metrics::{escape_label, header};
+use crate::probe;
 use crate::shared::Shared;
 use crate::status::{EndpointState, EndpointStatus, Status};
 use crate::table::RouteTable;
+use crate::tls::Tls;
 use crate::worker::{self, Signals, Sockets};
-use crate::probe;
 
 /// The running data plane. Cheap to clone; the last clone to go does not stop it, [`Proxy::shutdown`] does.
 #[derive(Clone)]
@@ -46,6 +46,9 @@ pub enum StartError {
     /// A listener could not be opened.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The TLS library refused its settings.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -62,15 +65,9 @@ impl Proxy {
         let https = listen::bind(config.https, threads)?;
         let (http_address, https_address) = (http[0].local_addr()?, https[0].local_addr()?);
         let (log, log_thread) = AccessLog::start(config.access_log)?;
-        let challenges = Arc::new(Challenges::default());
-        let shared = Arc::new(Shared::new(
-            Arc::new(Store::new()),
-            challenges,
-            Arc::new(Certs::default()),
-            log,
-            config.limits,
-            threads,
-        ));
+        let (certs, challenges) = (Arc::new(Certs::default()), Arc::new(Challenges::default()));
+        let tls = Tls::new(certs.clone(), challenges.clone())?;
+        let shared = Arc::new(Shared::new(Store::new(), challenges, certs, tls, log, config.limits, threads));
         let waiting = http.into_iter().zip(https).map(|(http, https)| Sockets { http, https }).collect();
         // The log thread ends with the last handle on the log, which is later than anything that could wait for it.
         drop(log_thread);
@@ -161,7 +158,7 @@ impl Proxy {
 
     /// The state at this moment.
     pub fn status(&self) -> Status {
-        Status { connections: self.inner.shared.connections(), ..self.inner.shared.store.status() }
+        Status { connections: self.inner.shared.connections(), ..self.inner.shared.store.statuses(Instant::now()) }
     }
 
     /// The counters and gauges as Prometheus text.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustls::ServerConfig;
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
@@ -13,15 +12,13 @@ use crate::config::Limits;
 use crate::crowd::{Crowd, Place};
 use crate::live::Store;
 use crate::metrics::Metrics;
+use crate::tls::Tls;
 
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) certs: Arc<Certs>,
     pub(crate) challenges: Arc<Challenges>,
-    /// TLS for h2 and http/1.1.
-    pub(crate) tls: Arc<ServerConfig>,
-    /// TLS for `acme-tls/1` alone (RFC 8737).
-    pub(crate) tls_challenge: Arc<ServerConfig>,
+    pub(crate) tls: Tls,
     pub(crate) metrics: Metrics,
     pub(crate) log: Arc<AccessLog>,
     pub(crate) crowd: Arc<Crowd>,
@@ -35,13 +32,13 @@ impl Shared {
         store: Arc<Store>,
         challenges: Arc<Challenges>,
         certs: Arc<Certs>,
+        tls: Tls,
         log: Arc<AccessLog>,
         limits: Limits,
         threads: usize,
     ) -> Self {
         Self {
-            tls: crate::tls::server_config(&certs),
-            tls_challenge: crate::tls::challenge_config(&challenges),
+            tls,
             store,
             certs,
             challenges,

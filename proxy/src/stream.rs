@@ -165,9 +165,8 @@ impl Downstream {
                 read
             }
             Body::Chunked(scanner) => {
-                let ours = scanner
-                    .advance(part.filled())
-                    .map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))?;
+                let ours =
+                    scanner.advance(part.filled()).map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))?;
                 if ours < read {
                     let mut behind = BytesMut::from(&part.filled()[ours..]);
                     behind.extend_from_slice(&self.ahead);
@@ -305,8 +304,7 @@ impl Drop for Downstream {
     fn drop(&mut self) {
         // Only an answered connection whose client may still be sending needs it.
         let answered_early = self.conn.refused_body() && !self.eof;
-        if let (true, Some(tls), Ok(runtime)) =
-            (answered_early, self.tls.take(), tokio::runtime::Handle::try_current())
+        if let (true, Some(tls), Ok(runtime)) = (answered_early, self.tls.take(), tokio::runtime::Handle::try_current())
         {
             runtime.spawn(linger(tls));
         }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +81,23 @@ impl Default for Edge {
     fn default() -> Self {
         Self { public_https_port: 443, trusted_proxies: Vec::new(), proxy_protocol: Vec::new() }
     }
+}
+
+impl Edge {
+    /// Whether the forwarded headers of this peer count.
+    pub(crate) fn is_trusted(&self, peer: IpAddr) -> bool {
+        contains(&self.trusted_proxies, peer)
+    }
+
+    /// Whether this peer must send a PROXY header.
+    pub(crate) fn sends_proxy_header(&self, peer: IpAddr) -> bool {
+        contains(&self.proxy_protocol, peer)
+    }
+}
+
+fn contains(networks: &[IpNet], peer: IpAddr) -> bool {
+    // Most machines have nothing in front.
+    !networks.is_empty() && networks.iter().any(|net| net.contains(&peer.to_canonical()))
 }
 
 /// What a host does.

@@ -66,10 +66,8 @@ pub(crate) fn start(
     sockets: Sockets,
     signals: Signals,
 ) -> io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     std::thread::Builder::new().name(format!("itsup-data-{thread}")).spawn(move || {
         if let Err(error) = runtime.block_on(run(shared, thread, sockets, signals)) {
             tracing::error!(thread, %error, "a data thread could not start");
@@ -151,7 +149,9 @@ async fn accept_all(worker: &Arc<Worker>, listener: TcpListener, kind: Kind) {
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => accepted(worker, tcp, peer, kind),
-            Err(error) if is_fatal_to_one(&error) => tracing::debug!(%error, "a connection ended before it was accepted"),
+            Err(error) if is_fatal_to_one(&error) => {
+                tracing::debug!(%error, "a connection ended before it was accepted")
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections just now");
                 tokio::time::sleep(OUT_OF_FILES).await;
