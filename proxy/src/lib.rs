@@ -40,10 +40,10 @@ pub mod internals {
     }
 }
 
-pub use access::{Access, BasicUser};
+pub use access::{Access, AccessError, BasicUser};
 pub use config::{AccessLogTarget, Config, Limits};
-pub use host::{Host, HostPattern};
-pub use path::PathPrefix;
+pub use host::{Host, HostError, HostPattern};
+pub use path::{PathError, PathPrefix};
 pub use status::Status;
 pub use table::{
     Action, Address, Edge, EndpointId, EndpointSpec, HeaderEdits, Health, Passthrough, Policy, Protocol, ProxyVersion,
