@@ -65,7 +65,7 @@ fn wording(status: u16) -> (&'static str, &'static str) {
         ),
         504 => ("Gateway timeout", "The application behind this address took too long to answer."),
         505 => ("HTTP version not supported", "This version of HTTP is not spoken here."),
-        400..=499 => ("Request refused", "The request cannot be answered as it is."),
+        status if status / 100 == 4 => ("Request refused", "The request cannot be answered as it is."),
         _ => ("Error", "Something went wrong."),
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! libFuzzer finds more (`cargo +nightly fuzz run head`, in `proxy/`); this keeps what it has found from coming back.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
