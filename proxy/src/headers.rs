@@ -256,10 +256,11 @@ fn remove_nominated(headers: &HeaderMap, mut remove: impl FnMut(&HeaderName)) {
         if common {
             continue;
         }
-        if let Ok(name) = HeaderName::from_bytes(option) {
-            if headers.contains_key(&name) && !is_end_to_end(&name) {
-                remove(&name);
-            }
+        if let Ok(name) = HeaderName::from_bytes(option)
+            && headers.contains_key(&name)
+            && !is_end_to_end(&name)
+        {
+            remove(&name);
         }
     }
 }

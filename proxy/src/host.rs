@@ -159,11 +159,10 @@ impl fmt::Display for HostPattern {
 /// Brings an SNI or a Host header's value into the form that tables are keyed by: no port, no trailing
 /// dot, lower-cased. It does not allocate.
 ///
-/// `None` means that this is no host name. IP addresses (also `[::1]`) are valid, and come back as they
-/// are: no [`Host`] is spelled like one, so they match nothing.
+/// `None` means that this is no host name. IP addresses (also `[::1]`) are valid: no [`Host`] is spelled like one, so they match nothing.
 pub(crate) fn normalize<'a>(raw: &'a [u8], buf: &'a mut [u8; 256]) -> Option<&'a str> {
     if raw.first() == Some(&b'[') {
-        return address_literal(raw);
+        return address_literal(raw, buf);
     }
     let name = match memchr::memchr(b':', raw) {
         Some(colon) => {
@@ -198,14 +197,17 @@ pub(crate) fn normalize<'a>(raw: &'a [u8], buf: &'a mut [u8; 256]) -> Option<&'a
 }
 
 /// `[address]` with an optional port.
-fn address_literal(raw: &[u8]) -> Option<&str> {
+fn address_literal<'a>(raw: &[u8], buf: &'a mut [u8; 256]) -> Option<&'a str> {
     let end = memchr::memchr(b']', raw)?;
     match &raw[end + 1..] {
         [] => {}
         [b':', digits @ ..] => port(digits)?,
         _ => return None,
     }
-    let literal = std::str::from_utf8(&raw[..=end]).ok()?;
+    let literal = buf.get_mut(..=end)?;
+    literal.copy_from_slice(&raw[..=end]);
+    literal.make_ascii_lowercase();
+    let literal = std::str::from_utf8(literal).ok()?;
     literal[1..end].parse::<Ipv6Addr>().ok().map(|_| literal)
 }
 
@@ -327,6 +329,7 @@ mod tests {
             ("127.0.0.1:80", Some("127.0.0.1")),
             ("[::1]", Some("[::1]")),
             ("[::1]:443", Some("[::1]")),
+            ("[FE80::A]", Some("[fe80::a]")),
             ("[::1]x", None),
             ("[::1", None),
             ("[fe80::1%eth0]", None),

@@ -251,9 +251,9 @@ impl Gateway {
 
     async fn answer_welcome(&self, session: &mut Session, request: &mut Request) -> Result<()> {
         let name = request.conn.as_ref().map_or("", |conn| &conn.sni);
-        let body = welcome::page(name);
+        let Page { content_type, body } = welcome::render(name);
         let mut head = ResponseHeader::build(200, Some(6))?;
-        head.insert_header(header::CONTENT_TYPE, "text/html; charset=utf-8")?;
+        head.insert_header(header::CONTENT_TYPE, content_type)?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
         self.answer(session, request, head, body).await
     }

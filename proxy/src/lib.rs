@@ -21,6 +21,8 @@ mod headers;
 mod hello;
 pub mod host;
 mod http;
+#[doc(hidden)]
+pub mod internals;
 mod listen;
 mod live;
 mod metrics;
@@ -43,42 +45,15 @@ mod tls;
 mod welcome;
 mod worker;
 
-/// Inner functions for fuzz targets and benches alone: no part of the API.
-#[doc(hidden)]
-pub mod internals {
-    pub mod head {
-        pub use crate::head::*;
-    }
-    pub mod headers {
-        pub use crate::headers::*;
-    }
-    pub mod hello {
-        pub use crate::hello::*;
-    }
-    pub mod proxy_protocol {
-        pub use crate::proxy_protocol::*;
-    }
-
-    /// See `host::normalize`.
-    pub fn normalize<'a>(raw: &'a [u8], buf: &'a mut [u8; 256]) -> Option<&'a str> {
-        crate::host::normalize(raw, buf)
-    }
-
-    /// See `path::has_dot_segments`.
-    pub fn has_dot_segments(path: &[u8]) -> bool {
-        crate::path::has_dot_segments(path)
-    }
-}
-
-pub use access::{Access, BasicUser};
+pub use access::{Access, AccessError, BasicUser};
 pub use certs::{Cert, CertTable, Certs};
 pub use challenges::Challenges;
 pub use config::{AccessLogTarget, Config, Limits};
 pub use drain::{Drained, Draining};
-pub use host::{Host, HostPattern};
+pub use host::{Host, HostError, HostPattern};
 pub use listen::BindError;
 pub use live::Published;
-pub use path::PathPrefix;
+pub use path::{PathError, PathPrefix};
 pub use proxy::{Proxy, StartError};
 pub use status::Status;
 pub use table::{
