@@ -1,3 +1,11 @@
 //! itsUP's control plane: db.yml, Docker, certificates and the API. It alone publishes to the proxy.
 
+pub mod active;
 pub mod db;
+pub mod docker;
+pub mod local;
+pub mod observed;
+pub mod resolve;
+
+#[cfg(test)]
+mod testing;
