@@ -6,6 +6,7 @@ pub mod docker;
 pub mod local;
 pub mod observed;
 pub mod resolve;
+pub mod routes;
 
 #[cfg(test)]
 mod testing;
