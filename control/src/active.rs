@@ -255,4 +255,30 @@ mod tests {
         assert!(save(&path, &sets(&["b"])).is_err());
         assert_eq!(load(&path).unwrap(), sets(&["a"]));
     }
+
+    proptest::proptest! {
+        /// Whatever was there before: a set is what runs, a frozen one what it was, and a second step changes nothing.
+        #[test]
+        fn a_step_is_what_runs_or_what_was_frozen(
+            before in proptest::collection::btree_set("[a-f]", 0..5),
+            there in proptest::collection::btree_map("[a-f]", (proptest::bool::ANY, 0..4u8), 0..5),
+            is_frozen in proptest::bool::ANY,
+        ) {
+            let containers = there.iter().map(|(id, (running, health))| {
+                let mut one = container(id, "shop", "Shop-web");
+                one.running = *running;
+                one.health = [Health::None, Health::Starting, Health::Healthy, Health::Unhealthy][*health as usize];
+                one
+            });
+            let there = observed(containers);
+            let before: BTreeSet<ContainerId> = before.iter().map(|id| ContainerId::from(id.as_str())).collect();
+            let mut active = ActiveSets::default();
+            active.set(key(), before.clone());
+            let frozen: BTreeSet<ServiceKey> = is_frozen.then(key).into_iter().collect();
+            let running = there.containers.values().filter(|c| c.running).map(|c| c.id.clone()).collect();
+            let next = step(&active, &db(), &there, &frozen);
+            proptest::prop_assert_eq!(next.of(&key()), Some(if is_frozen { &before } else { &running }));
+            proptest::prop_assert_eq!(step(&next, &db(), &there, &frozen), next);
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! The Docker room against the real engine: what is observed stays true, whatever happens to containers, to the
 //! connection and to the engine.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod cable;
 mod world;
 
