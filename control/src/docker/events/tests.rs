@@ -184,6 +184,8 @@ async fn the_news_of_an_earlier_death_harms_nobody() {
     fake.put("a", running("a"));
     let mut seen = fake.watched(PACE);
     up(&mut seen).await;
+    // No answer of the engine's hides what is made of the news.
+    fake.put("a", Answering::Hanging(body("a", true, STARTED)));
     fake.tell("a", "die", 0).await;
     fake.asked("a", 2).await;
     fake.put("b", running("b"));
