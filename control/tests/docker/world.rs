@@ -27,6 +27,7 @@ fn main() {
 }
 "#;
 const IMAGE: &str = "127.0.0.1:1/itsup-test-idle:1";
+const IMAGE_LABEL: &str = "itsup.test.image=idle";
 
 pub(crate) const ONEOFF: [&str; 2] = ["--label", "com.docker.compose.oneoff=True"];
 
@@ -124,7 +125,10 @@ fn build_image() {
     let (source, target) = (path("idle.rs"), path("idle"));
     let flags = ["--edition=2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols"];
     run(Command::new("rustc").args(flags).args([source, "-o".into(), target]));
-    run(Command::new("docker").args(["build", "-t", IMAGE]).arg(folder.path()));
+    run(Command::new("docker").args(["build", "-t", IMAGE, "--label", IMAGE_LABEL]).arg(folder.path()));
+    // Tests that built it side by side have left the slower one's image without a name.
+    let filter = format!("label={IMAGE_LABEL}");
+    let _ = docker(&["image", "prune", "-f", "--filter", &filter]);
     assert!(Path::new(&path("idle")).exists());
 }
 
