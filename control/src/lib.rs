@@ -1,3 +1,12 @@
 //! itsUP's control plane: db.yml, Docker, certificates and the API. It alone publishes to the proxy.
 
+pub mod active;
 pub mod db;
+pub mod docker;
+pub mod local;
+pub mod observed;
+pub mod resolve;
+pub mod routes;
+
+#[cfg(test)]
+mod testing;
