@@ -11,6 +11,23 @@ pub mod proxy;
 pub mod status;
 pub mod table;
 
+/// Inner functions for fuzz targets and benches alone: no part of the API.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::hello;
+    pub use crate::proxy_protocol;
+
+    /// See `host::normalize`.
+    pub fn normalize<'a>(raw: &'a [u8], buf: &'a mut [u8; 256]) -> Option<&'a str> {
+        crate::host::normalize(raw, buf)
+    }
+
+    /// See `path::has_dot_segments`.
+    pub fn has_dot_segments(path: &[u8]) -> bool {
+        crate::path::has_dot_segments(path)
+    }
+}
+
 pub use access::{Access, BasicUser};
 pub use certs::{Cert, CertTable, Certs};
 pub use config::{AccessLogTarget, Config, Limits};
