@@ -14,8 +14,6 @@ pub mod table;
 /// Inner functions for fuzz targets and benches alone: no part of the API.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::hello;
-    pub use crate::proxy_protocol;
 
     /// See `host::normalize`.
     pub fn normalize<'a>(raw: &'a [u8], buf: &'a mut [u8; 256]) -> Option<&'a str> {
