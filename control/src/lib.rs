@@ -2,13 +2,17 @@
 
 pub mod acme;
 pub mod active;
+pub mod api;
+pub mod control;
 pub mod db;
 pub mod docker;
 pub mod files;
 pub mod local;
 pub mod observed;
 pub mod resolve;
+pub mod routes;
 pub mod settings;
+pub mod status;
 pub mod units;
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Settings: flags, then the environment, then `.env`, made into one typed value.
 //!
-//! Pure but for [`Sources::read`]; knows nothing of what the settings are used for. A fault names the
+//! Pure but for [`Sources::read`] and [`Settings::make_log_folder`]; knows nothing of what the settings are used for. A fault names the
 //! variable, where it was set and what to write instead, and all faults come at once.
 
 mod env_file;
@@ -19,6 +19,7 @@ use itsup_proxy::AccessLogTarget;
 
 pub use env_file::EnvFile;
 
+use crate::files;
 use crate::units::parse_duration;
 
 /// Everything that can be set outside db.yml.
@@ -337,6 +338,14 @@ impl Settings {
             root,
         };
         if reader.faults.is_empty() { Ok(settings) } else { Err(reader.faults) }
+    }
+
+    /// Makes the folder that the access log's file is to be in.
+    pub fn make_log_folder(&self) -> std::io::Result<()> {
+        match &self.access_log {
+            AccessLogTarget::File(path) => path.parent().map_or(Ok(()), |folder| files::make_folder(folder, 0o755)),
+            AccessLogTarget::Off | AccessLogTarget::Stdout => Ok(()),
+        }
     }
 
     /// What a reload makes of new settings: those that hold at once, and the variables that changed and need a restart.
