@@ -64,14 +64,14 @@ impl ActiveSets {
 /// from db.yml, or whose project is disabled, lose their set.
 pub fn step(active: &ActiveSets, db: &Db, observed: &Observed, frozen: &BTreeSet<ServiceKey>) -> ActiveSets {
     let known = matches!(observed.engine, Engine::Up { .. });
+    let running = running(observed);
     let mut next = BTreeMap::new();
     for project in db.projects.iter().filter(|p| p.enabled) {
         for service in project.services.iter().filter(|s| s.image.is_some()) {
             let key = ServiceKey::new(project.name.clone(), service.name.clone());
             if known && !frozen.contains(&key) {
                 let name = compose_service(project, service);
-                let running = observed.service(&project.compose_name, &name).filter(|c| c.running);
-                next.insert(key, running.map(|c| c.id.clone()).collect());
+                next.insert(key, running.get(&(&*project.compose_name, &*name)).cloned().unwrap_or_default());
             } else if let Some(set) = active.of(&key) {
                 next.insert(key, set.clone());
             }
@@ -80,6 +80,17 @@ pub fn step(active: &ActiveSets, db: &Db, observed: &Observed, frozen: &BTreeSet
     let kept = active.0.iter().filter(|(key, _)| frozen.contains(key));
     next.extend(kept.map(|(key, set)| (key.clone(), set.clone())));
     ActiveSets(next)
+}
+
+/// Groups the running containers by compose project and service.
+fn running(observed: &Observed) -> BTreeMap<(&str, &str), BTreeSet<ContainerId>> {
+    let mut groups: BTreeMap<(&str, &str), BTreeSet<ContainerId>> = BTreeMap::new();
+    for container in observed.containers.values().filter(|c| c.running && !c.oneoff) {
+        if let Some(service) = &container.compose_service {
+            groups.entry((&container.compose_project, service)).or_default().insert(container.id.clone());
+        }
+    }
+    groups
 }
 
 /// Why the sets could not be read.

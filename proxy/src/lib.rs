@@ -5,15 +5,31 @@
 pub mod access;
 pub mod certs;
 pub mod config;
+mod head;
+mod headers;
+mod hello;
 pub mod host;
 pub mod path;
 pub mod proxy;
+mod proxy_protocol;
 pub mod status;
 pub mod table;
 
 /// Inner functions for fuzz targets and benches alone: no part of the API.
 #[doc(hidden)]
 pub mod internals {
+    pub mod head {
+        pub use crate::head::*;
+    }
+    pub mod headers {
+        pub use crate::headers::*;
+    }
+    pub mod hello {
+        pub use crate::hello::*;
+    }
+    pub mod proxy_protocol {
+        pub use crate::proxy_protocol::*;
+    }
 
     /// See `host::normalize`.
     pub fn normalize<'a>(raw: &'a [u8], buf: &'a mut [u8; 256]) -> Option<&'a str> {

@@ -25,6 +25,8 @@ use crate::observed::{
 const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
 /// How long one answer may take.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long reading one container may take: the engine can hang on a single one, and others wait for it.
+const INSPECT_LIMIT: Duration = Duration::from_secs(3);
 /// The events that may change what is known of a container. Health probes alone make three `exec_*` events each.
 const EVENTS: &[&str] = &[
     "create",
@@ -50,7 +52,7 @@ pub enum EngineError {
     #[error("the Docker engine at {host} cannot be reached: {why}")]
     Unreachable { host: String, why: String },
     /// It did not answer in time.
-    #[error("the Docker engine at {host} did not answer within {} s", LIMIT.as_secs())]
+    #[error("the Docker engine at {host} did not answer in time")]
     Silent { host: String },
     /// It answered with an error, or with what cannot be understood.
     #[error("the Docker engine refused: {0}")]
@@ -140,7 +142,8 @@ impl EngineClient {
     /// Reads a container, with its address on `network`; `None` where there is none, or it is of no compose project.
     pub async fn inspect(&self, id: &ContainerId, network: &str) -> Result<Option<Container>, EngineError> {
         let docker = self.connect()?;
-        let answer = timeout(LIMIT, docker.inspect_container(id.as_str(), None::<InspectContainerOptions>)).await;
+        let answer =
+            timeout(INSPECT_LIMIT, docker.inspect_container(id.as_str(), None::<InspectContainerOptions>)).await;
         match answer {
             Err(_) => Err(EngineError::Silent { host: self.host.to_string() }),
             Ok(Err(BollardError::DockerResponseServerError { status_code: 404, .. })) => Ok(None),

@@ -17,10 +17,19 @@ use tracing::{debug, info, warn};
 use super::engine::{EngineClient, EngineError, Event, EventKind};
 use crate::observed::{Container, ContainerId, Engine, Observed, unix_nanos};
 
-/// How often everything is read again, events or not.
-const FULL_READ: Duration = Duration::from_secs(60);
-/// How soon a container that could not be read is tried again.
-const READ_AGAIN: Duration = Duration::from_secs(5);
+#[cfg(test)]
+mod tests;
+
+/// How often what no event tells is read.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// Everything.
+    full_read: Duration,
+    /// The containers that could not be read.
+    read_again: Duration,
+}
+
+const PACE: Pace = Pace { full_read: Duration::from_secs(60), read_again: Duration::from_secs(5) };
 /// The waits between attempts to reach the engine: doubling from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Containers read at a time in a full read; those that events name are read at once.
@@ -31,11 +40,15 @@ const AT_A_TIME: usize = 8;
 /// While the engine is away the last known containers stay, and [`Engine::Away`] says so. After it comes back, what
 /// has changed is shown in one step, once everything has been read.
 pub async fn watch(engine: EngineClient, network: &str, out: Sender<Arc<Observed>>) {
+    watch_at(PACE, engine, network, out).await;
+}
+
+async fn watch_at(pace: Pace, engine: EngineClient, network: &str, out: Sender<Arc<Observed>>) {
     let mut wait = BACK_OFF.0;
     loop {
         let mut session = Session::new(&engine, network, &out);
         let error = tokio::select! {
-            error = session.run() => error,
+            error = session.run(pace) => error,
             () = out.closed() => return,
         };
         if session.settled {
@@ -115,22 +128,22 @@ impl<'a> Session<'a> {
     }
 
     /// Runs until the engine fails; returns why.
-    async fn run(&mut self) -> EngineError {
-        match self.follow().await {
+    async fn run(&mut self, pace: Pace) -> EngineError {
+        match self.follow(pace).await {
             Err(error) => error,
             Ok(never) => match never {},
         }
     }
 
-    async fn follow(&mut self) -> Result<std::convert::Infallible, EngineError> {
+    async fn follow(&mut self, pace: Pace) -> Result<std::convert::Infallible, EngineError> {
         let engine = self.engine;
         let told = engine.info().await?;
         self.version = told.version;
         // A second early, as the engine's clock was cut to seconds: what is told twice is only read twice.
         let mut events = engine.events(self.network, told.now - 1)?;
         let mut list = Some(engine.list().boxed());
-        let mut full_read = ticks(FULL_READ);
-        let mut read_again = ticks(READ_AGAIN);
+        let mut full_read = ticks(pace.full_read);
+        let mut read_again = ticks(pace.read_again);
         loop {
             self.fill();
             tokio::select! {
@@ -145,7 +158,7 @@ impl<'a> Session<'a> {
                     self.listed(ids?);
                 }
                 _ = full_read.tick() => if list.is_none() { list = Some(engine.list().boxed()) },
-                _ = read_again.tick() => self.queue.extend(std::mem::take(&mut self.unread)),
+                _ = read_again.tick() => self.queue.extend(self.unread.iter().cloned()),
             }
             self.show();
         }
@@ -200,6 +213,9 @@ impl<'a> Session<'a> {
             self.start(id);
             return Ok(());
         }
+        if answer.is_ok() {
+            self.unread.remove(&id);
+        }
         match answer {
             Ok(Some(container)) => {
                 self.containers.insert(id.clone(), container);
@@ -208,8 +224,9 @@ impl<'a> Session<'a> {
                 self.containers.remove(&id);
             }
             Err(error @ (EngineError::Refused(_) | EngineError::Silent { .. })) => {
-                warn!(container = id.short(), %error, "cannot read the container; what was known of it stays");
-                self.unread.insert(id.clone());
+                if self.unread.insert(id.clone()) {
+                    warn!(container = id.short(), %error, "cannot read the container; what was known of it stays");
+                }
             }
             Err(error) => return Err(error),
         }

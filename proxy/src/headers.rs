@@ -1,0 +1,594 @@
+//! What happens to header fields on their way through: forwarded and hop-by-hop fields, and a site's edits.
+//!
+//! Pure; knows nothing of routes or sockets. The engine does a part of the job, which is not done twice here:
+//! - Under [`upstream_request_policy`] it takes `Connection`, `Keep-Alive`, `Proxy-*`, `TE`, `Trailer`,
+//!   `Transfer-Encoding`, `Upgrade` and `HTTP2-Settings` off requests that came by HTTP/1, frames the body anew, and puts a
+//!   normalised handshake back where `Upgrade` says websocket. HTTP/2 has none of these fields, save `TE: trailers`, which stays for gRPC.
+//! - It does not look whether `Connection` lists `upgrade`, and it would take off any field that `Connection`
+//!   lists, credentials too: both are done here instead.
+//! - On responses it writes `Connection` itself, and for HTTP/2 clients takes the other hop-by-hop fields off.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::{BufMut, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::upstreams::peer::{H1UpgradePolicy, HttpUpstreamRequestPolicy};
+
+use crate::table::HeaderEdits;
+
+/// Header names that a `Connection` field may list at most; more are not looked at.
+const MAX_NOMINATIONS: usize = 10;
+/// The longest request id taken over from a trusted proxy.
+const MAX_REQUEST_ID: usize = 128;
+
+/// What the upstream is to be told of where a request came from.
+#[derive(Clone, Debug)]
+pub struct Forwarded<'a> {
+    /// Who opened the connection: the peer, or whom its PROXY header named.
+    pub peer: IpAddr,
+    /// Whether the peer is a trusted proxy ([`is_trusted`]).
+    pub trusted: bool,
+    /// The client, by [`client_ip`].
+    pub client: IpAddr,
+    /// `https` or `http`.
+    pub scheme: &'static str,
+    /// The host that the client asked for, as it wrote it.
+    pub host: &'a [u8],
+    /// The port that it came in on, as the world sees it.
+    pub port: u16,
+    /// This request's id: the trusted proxy's ([`request_id`]) or one of our own.
+    pub request_id: &'a str,
+}
+
+/// The part of hop-by-hop handling that is the engine's; for every `HttpPeer`'s options.
+pub fn upstream_request_policy() -> HttpUpstreamRequestPolicy {
+    HttpUpstreamRequestPolicy {
+        strip_hop_by_hop: true,
+        strip_connection_nominated: false,
+        reject_malformed_connection_nominations: false,
+        h1_upgrade: H1UpgradePolicy::WebSocketOnly,
+    }
+}
+
+/// Tells whether an address is a trusted proxy's.
+pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    // Most have no proxy in front.
+    !trusted.is_empty() && {
+        let address = address.to_canonical();
+        trusted.iter().any(|net| net.contains(&address))
+    }
+}
+
+/// Finds the client: the peer, or, where that is a trusted proxy, the first address in `X-Forwarded-For`, from the right, that is not one.
+///
+/// What stands to the left of it, or of anything that is no address, may be made up and does not count. Where all are trusted, it is the leftmost.
+pub fn client_ip<'a>(
+    forwarded_for: impl DoubleEndedIterator<Item = &'a [u8]>,
+    peer: IpAddr,
+    trusted: &[IpNet],
+) -> IpAddr {
+    let mut client = peer.to_canonical();
+    if !is_trusted(client, trusted) {
+        return client;
+    }
+    for entry in forwarded_for.rev().flat_map(|value| value.rsplit(|&byte| byte == b',')) {
+        match address(entry) {
+            Some(address) => client = address,
+            None => return client,
+        }
+        if !is_trusted(client, trusted) {
+            return client;
+        }
+    }
+    client
+}
+
+/// An address as proxies write it: alone, in brackets, or with a port.
+fn address(entry: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(entry.trim_ascii()).ok()?;
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let address: IpAddr = text.parse().ok().or_else(bracketed).or_else(with_port)?;
+    Some(address.to_canonical())
+}
+
+/// The client of a request with these headers; see [`client_ip`].
+pub fn client_of(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
+    client_ip(headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes), peer, trusted)
+}
+
+/// The request id that a trusted proxy sent, where it is fit to stand in a log.
+pub fn request_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get(X_REQUEST_ID)?.to_str().ok()?;
+    let fit =
+        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"');
+    fit.then_some(id)
+}
+
+/// Tells whether a request is a websocket handshake (RFC 6455, section 4.1) without a body.
+pub fn is_websocket(request: &RequestHeader) -> bool {
+    let headers = &request.headers;
+    // Nearly all requests end here.
+    let Some(upgrade) = headers.get(header::UPGRADE) else { return false };
+    let has_body = headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+    request.version == http::Version::HTTP_11
+        && request.method == http::Method::GET
+        && upgrade.as_bytes().eq_ignore_ascii_case(b"websocket")
+        && headers.get_all(header::UPGRADE).iter().count() == 1
+        && connection_options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+        && !has_body
+}
+
+/// Makes a client's request fit for the upstream. `request` is the engine's copy of `downstream`, after its own
+/// part of the job (`upstream_request_filter`).
+pub fn to_upstream(
+    request: &mut RequestHeader,
+    downstream: &RequestHeader,
+    forwarded: &Forwarded<'_>,
+) -> pingora::Result<()> {
+    remove_nominated(&downstream.headers, |name| drop(request.remove_header(name)));
+    if request.headers.contains_key(header::UPGRADE) && !is_websocket(downstream) {
+        request.remove_header(&header::UPGRADE);
+        request.remove_header(&header::CONNECTION);
+    }
+    remove_unwanted(request, forwarded.trusted);
+    to_origin_form(request)?;
+    if request.uri.authority().is_none() && !request.headers.contains_key(header::HOST) {
+        request.insert_header("Host", forwarded.host)?;
+    }
+    set_forwarded(request, forwarded)
+}
+
+/// Sends the path alone, also where the client sent a whole URL (RFC 9112, section 3.2.1): routing has
+/// looked at nothing else.
+fn to_origin_form(request: &mut RequestHeader) -> pingora::Result<()> {
+    if matches!(request.raw_path().first(), Some(b'/' | b'*')) {
+        return Ok(());
+    }
+    let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    request.set_raw_path(path.as_bytes())
+}
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+fn set_forwarded(request: &mut RequestHeader, forwarded: &Forwarded<'_>) -> pingora::Result<()> {
+    let chain = forwarded_for(&request.headers, forwarded);
+    request.insert_header("X-Forwarded-For", chain)?;
+    let keep = |request: &RequestHeader, name: HeaderName| forwarded.trusted && request.headers.contains_key(name);
+    if !keep(request, X_FORWARDED_PROTO) {
+        request.insert_header("X-Forwarded-Proto", HeaderValue::from_static(forwarded.scheme))?;
+    }
+    if !keep(request, X_FORWARDED_HOST) {
+        request.insert_header("X-Forwarded-Host", forwarded.host)?;
+    }
+    if !keep(request, X_FORWARDED_PORT) {
+        request.insert_header("X-Forwarded-Port", HeaderValue::from(forwarded.port))?;
+    }
+    request.insert_header("X-Real-IP", ip_value(forwarded.client))?;
+    request.insert_header("X-Request-Id", forwarded.request_id)
+}
+
+/// The peer, behind what a trusted one has sent.
+fn forwarded_for(headers: &HeaderMap, forwarded: &Forwarded<'_>) -> HeaderValue {
+    let mut chain = BytesMut::with_capacity(64);
+    if forwarded.trusted {
+        for value in headers.get_all(X_FORWARDED_FOR) {
+            chain.put_slice(value.as_bytes());
+            chain.put_slice(b", ");
+        }
+    }
+    put_ip(&mut chain, forwarded.peer);
+    // Values that were valid, commas and an address: never anything else.
+    HeaderValue::from_maybe_shared(chain.freeze()).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn ip_value(address: IpAddr) -> HeaderValue {
+    let mut text = BytesMut::with_capacity(40);
+    put_ip(&mut text, address);
+    HeaderValue::from_maybe_shared(text.freeze()).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn put_ip(text: &mut BytesMut, address: IpAddr) {
+    use std::fmt::Write as _;
+    let _ = write!(text, "{}", address.to_canonical());
+}
+
+/// Takes off what clients have no business sending. Most requests have none of it, and cost no allocation.
+fn remove_unwanted(request: &mut RequestHeader, trusted: bool) {
+    let unwanted: Vec<HeaderName> =
+        request.headers.keys().filter(|name| is_unwanted(name.as_str(), trusted)).cloned().collect();
+    for name in unwanted {
+        request.remove_header(&name);
+    }
+}
+
+/// `name` is lower-cased.
+fn is_unwanted(name: &str, trusted: bool) -> bool {
+    // CGI reads it as the variable HTTP_PROXY, from anyone.
+    if name == "proxy" {
+        return true;
+    }
+    if trusted {
+        return false;
+    }
+    let exact = match name.as_bytes().first() {
+        Some(b'x') => {
+            name.starts_with("x-forwarded")
+                || matches!(
+                    name,
+                    "x-real-ip"
+                        | "x-request-id"
+                        | "x-original-url"
+                        | "x-original-uri"
+                        | "x-original-host"
+                        | "x-rewrite-url"
+                )
+        }
+        Some(b'f') => name == "forwarded",
+        _ => false,
+    };
+    // Many servers read `_` and `-` as the same, so such a name could pass for one that is set here.
+    exact || memchr::memchr(b'_', name.as_bytes()).is_some()
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|option| !option.is_empty())
+}
+
+/// Removes what `Connection` lists (RFC 9110, section 7.6.1), unless it is meant for the other end: a list must not take away what
+/// the upstream relies on.
+fn remove_nominated(headers: &HeaderMap, mut remove: impl FnMut(&HeaderName)) {
+    for option in connection_options(headers).take(MAX_NOMINATIONS) {
+        let common = [&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|name| option.eq_ignore_ascii_case(name));
+        if common {
+            continue;
+        }
+        if let Ok(name) = HeaderName::from_bytes(option) {
+            if headers.contains_key(&name) && !is_end_to_end(&name) {
+                remove(&name);
+            }
+        }
+    }
+}
+
+/// Whether a field is known to be meant for the other end of the exchange.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    const PREFIXES: [&str; 8] =
+        ["x-forwarded", "x-real-", "x-request-", "x-auth", "x-csrf", "content-", "accept", "if-"];
+    const NAMES: [&str; 19] = [
+        "host",
+        "authorization",
+        "cookie",
+        "set-cookie",
+        "origin",
+        "referer",
+        "user-agent",
+        "range",
+        "expect",
+        "date",
+        "cache-control",
+        "pragma",
+        "location",
+        "etag",
+        "vary",
+        "forwarded",
+        "x-api-key",
+        "strict-transport-security",
+        "x-frame-options",
+    ];
+    let name = name.as_str();
+    name.starts_with("sec-")
+        || name.starts_with("access-control-")
+        || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || NAMES.contains(&name)
+}
+
+/// Makes an upstream's response fit for the client: hop-by-hop fields off, HSTS on, then the site's edits,
+/// which so have the last word.
+pub fn to_client(response: &mut ResponseHeader, edits: &HeaderEdits, hsts: Option<&str>) -> pingora::Result<()> {
+    if response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+        remove_response_hop_by_hop(response);
+    }
+    if let Some(hsts) = hsts {
+        response.insert_header("Strict-Transport-Security", hsts)?;
+    }
+    for name in &edits.remove {
+        response.remove_header(name);
+    }
+    for (name, value) in &edits.set {
+        response.insert_header(name, value)?;
+    }
+    Ok(())
+}
+
+fn remove_response_hop_by_hop(response: &mut ResponseHeader) {
+    if response.headers.contains_key(header::CONNECTION) {
+        let mut nominated = Vec::new();
+        remove_nominated(&response.headers, |name| nominated.push(name.clone()));
+        for name in nominated {
+            response.remove_header(&name);
+        }
+    }
+    response.remove_header("keep-alive");
+    response.remove_header("proxy-connection");
+    // 426 says by it what to upgrade to.
+    if response.status != http::StatusCode::UPGRADE_REQUIRED {
+        response.remove_header(&header::UPGRADE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn request(target: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
+        request.set_version(http::Version::HTTP_11);
+        for (name, value) in fields {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    fn forwarded(trusted: bool) -> Forwarded<'static> {
+        Forwarded {
+            peer: ip("192.0.2.1"),
+            trusted,
+            client: ip(if trusted { "198.51.100.7" } else { "192.0.2.1" }),
+            scheme: "https",
+            host: b"a.example",
+            port: 443,
+            request_id: "id-1",
+        }
+    }
+
+    /// Through all that happens to a request, less what the engine does.
+    fn sent(downstream: &RequestHeader, trusted: bool) -> RequestHeader {
+        let mut request = downstream.clone();
+        to_upstream(&mut request, downstream, &forwarded(trusted)).unwrap();
+        request
+    }
+
+    fn all(request: &RequestHeader, name: &str) -> Vec<String> {
+        request.headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn finds_the_client() {
+        let trusted = nets(&["10.0.0.0/8", "2001:db8::/32"]);
+        for (values, peer, want) in [
+            (&["1.1.1.1"][..], "192.0.2.1", "192.0.2.1"),
+            (&[], "10.0.0.1", "10.0.0.1"),
+            (&["1.1.1.1"], "10.0.0.1", "1.1.1.1"),
+            (&["6.6.6.6, 1.1.1.1"], "10.0.0.1", "1.1.1.1"),
+            (&["6.6.6.6, 1.1.1.1, 10.0.0.2"], "10.0.0.1", "1.1.1.1"),
+            (&["6.6.6.6", "1.1.1.1 ,10.0.0.2"], "10.0.0.1", "1.1.1.1"),
+            (&["10.0.0.3, 10.0.0.2"], "10.0.0.1", "10.0.0.3"),
+            (&["1.1.1.1, unknown, 10.0.0.2"], "10.0.0.1", "10.0.0.2"),
+            (&["1.1.1.1, , 10.0.0.2"], "10.0.0.1", "10.0.0.2"),
+            (&["1.1.1.1,"], "10.0.0.1", "10.0.0.1"),
+            (&["\u{e9}"], "10.0.0.1", "10.0.0.1"),
+            (&["1.1.1.1:5000"], "10.0.0.1", "1.1.1.1"),
+            (&["[2001:db9::1]:5000"], "10.0.0.1", "2001:db9::1"),
+            (&["[2001:db9::1]"], "2001:db8::1", "2001:db9::1"),
+            (&["::ffff:1.1.1.1"], "::ffff:10.0.0.1", "1.1.1.1"),
+        ] {
+            let got = client_ip(values.iter().map(|value| value.as_bytes()), ip(peer), &trusted);
+            assert_eq!(got, ip(want), "{values:?} from {peer}");
+        }
+        assert_eq!(client_ip([&b"1.1.1.1"[..]].into_iter(), ip("10.0.0.1"), &[]), ip("10.0.0.1"));
+    }
+
+    #[test]
+    fn what_clients_make_up_is_replaced() {
+        let downstream = request(
+            "/",
+            &[
+                ("Host", "a.example"),
+                ("X-Forwarded-For", "6.6.6.6"),
+                ("x-forwarded-for", "7.7.7.7"),
+                ("X-Forwarded-Proto", "http"),
+                ("X-Forwarded-Host", "evil.example"),
+                ("X-Forwarded-Port", "1"),
+                ("X-Forwarded-Server", "x"),
+                ("X-Forwarded-Prefix", "/x"),
+                ("X-Forwarded-Client-Cert", "x"),
+                ("X-Real-IP", "6.6.6.6"),
+                ("X-Request-Id", "x"),
+                ("Forwarded", "for=6.6.6.6"),
+                ("X-Original-URL", "/admin"),
+                ("X-Rewrite-URL", "/admin"),
+                ("X_Forwarded_For", "6.6.6.6"),
+                ("X-Forwarded_For", "6.6.6.6"),
+                ("Content_Length", "5"),
+                ("Proxy", "http://6.6.6.6"),
+                ("X-Mine", "kept"),
+            ],
+        );
+        let got = sent(&downstream, false);
+        let mut names: Vec<_> = got.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "host",
+                "x-forwarded-for",
+                "x-forwarded-host",
+                "x-forwarded-port",
+                "x-forwarded-proto",
+                "x-mine",
+                "x-real-ip",
+                "x-request-id",
+            ]
+        );
+        for (name, want) in [
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "a.example"),
+            ("x-forwarded-port", "443"),
+            ("x-real-ip", "192.0.2.1"),
+            ("x-request-id", "id-1"),
+        ] {
+            assert_eq!(all(&got, name), [want]);
+        }
+        // The map of spellings has kept pace: writing panics where it has not.
+        got.header_to_h1_wire(&mut BytesMut::new());
+    }
+
+    #[test]
+    fn what_trusted_proxies_say_is_kept() {
+        let downstream = request(
+            "/",
+            &[
+                ("Host", "a.example"),
+                ("X-Forwarded-For", "6.6.6.6, 198.51.100.7"),
+                ("X-Forwarded-For", "10.0.0.2"),
+                ("X-Forwarded-Proto", "http"),
+                ("Forwarded", "for=1.1.1.1"),
+                ("X_Mine", "kept"),
+                ("Proxy", "x"),
+            ],
+        );
+        let got = sent(&downstream, true);
+        assert_eq!(all(&got, "x-forwarded-for"), ["6.6.6.6, 198.51.100.7, 10.0.0.2, 192.0.2.1"]);
+        assert_eq!(all(&got, "x-forwarded-proto"), ["http"]);
+        assert_eq!(all(&got, "x-forwarded-host"), ["a.example"]);
+        assert_eq!(all(&got, "x-real-ip"), ["198.51.100.7"]);
+        assert_eq!(all(&got, "forwarded"), ["for=1.1.1.1"]);
+        assert_eq!(all(&got, "x_mine"), ["kept"]);
+        assert_eq!(all(&got, "proxy"), [""; 0]);
+    }
+
+    #[test]
+    fn connection_lists_take_off_only_what_is_theirs() {
+        let downstream = request(
+            "/",
+            &[
+                ("Host", "a.example"),
+                ("Connection", "close, X-Hop, Authorization, Cookie, Host, Content-Length"),
+                ("Connection", "X-Forwarded-For, X-Real-IP, @, ,"),
+                ("X-Hop", "1"),
+                ("Authorization", "Basic x"),
+                ("Cookie", "a=b"),
+                ("Content-Length", "5"),
+            ],
+        );
+        let got = sent(&downstream, false);
+        assert_eq!(all(&got, "x-hop"), [""; 0]);
+        for name in ["authorization", "cookie", "host", "content-length", "x-forwarded-for", "x-real-ip"] {
+            assert_eq!(all(&got, name).len(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_websockets_are_upgraded() {
+        let handshake = [("Host", "a"), ("Connection", "keep-alive, Upgrade"), ("Upgrade", "WebSocket")];
+        let good = request("/", &handshake);
+        assert!(is_websocket(&good));
+        assert_eq!(all(&sent(&good, false), "upgrade"), ["WebSocket"]);
+        for fields in [
+            &[("Upgrade", "websocket")][..],
+            &[("Connection", "upgrade"), ("Upgrade", "h2c")],
+            &[("Connection", "upgrade"), ("Upgrade", "websocket"), ("Upgrade", "h2c")],
+            &[("Connection", "upgrade"), ("Upgrade", "websocket"), ("Content-Length", "5")],
+            &[("Connection", "upgrade"), ("Upgrade", "websocket"), ("Transfer-Encoding", "chunked")],
+        ] {
+            let request = request("/", fields);
+            assert!(!is_websocket(&request), "{fields:?}");
+            assert_eq!(all(&sent(&request, false), "upgrade"), [""; 0], "{fields:?}");
+        }
+        let mut old = good.clone();
+        old.set_version(http::Version::HTTP_10);
+        assert!(!is_websocket(&old));
+    }
+
+    #[test]
+    fn targets_are_sent_in_origin_form() {
+        for (target, want) in [
+            ("/a?b", "/a?b"),
+            ("*", "*"),
+            ("http://a.example/b?c", "/b?c"),
+            ("http://a.example", "/"),
+            ("http://a.example?c", "/?c"),
+        ] {
+            let downstream = request(target, &[("Host", "a.example")]);
+            assert_eq!(sent(&downstream, false).raw_path(), want.as_bytes(), "{target}");
+        }
+        let old = request("http://a.example/", &[]);
+        assert_eq!(all(&sent(&old, false), "host"), ["a.example"]);
+    }
+
+    #[test]
+    fn takes_over_request_ids_fit_for_a_log() {
+        for (id, fit) in [("abc-123", true), ("", false), ("a b", false), ("a\"b", false), (&*"x".repeat(129), false)] {
+            let request = request("/", &[("X-Request-Id", id)]);
+            assert_eq!(request_id(&request.headers), fit.then_some(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn responses_are_edited() {
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        for (name, value) in [
+            ("Connection", "close, X-Hop, Set-Cookie"),
+            ("Keep-Alive", "timeout=5"),
+            ("Upgrade", "h2c"),
+            ("X-Hop", "1"),
+            ("Set-Cookie", "a=b"),
+            ("Server", "x"),
+            ("X-Powered-By", "y"),
+            ("Cache-Control", "no-store"),
+        ] {
+            response.append_header(name, value).unwrap();
+        }
+        let edits = HeaderEdits {
+            remove: vec![header::SERVER, HeaderName::from_static("x-powered-by")],
+            set: vec![(header::CACHE_CONTROL, HeaderValue::from_static("private"))],
+        };
+        to_client(&mut response, &edits, Some("max-age=1")).unwrap();
+        let mut names: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["cache-control", "connection", "set-cookie", "strict-transport-security"]);
+        assert_eq!(response.headers["cache-control"], "private");
+        response.header_to_h1_wire(&mut BytesMut::new());
+
+        let mut switching = ResponseHeader::build(101, None).unwrap();
+        switching.insert_header("Upgrade", "websocket").unwrap();
+        to_client(&mut switching, &HeaderEdits::default(), None).unwrap();
+        assert!(switching.headers.contains_key("upgrade"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_client_cannot_choose_its_address(made_up in prop::collection::vec("[ -~]{0,20}", 0..4), client: [u8; 4]) {
+            let trusted = nets(&["10.0.0.0/8"]);
+            let client = IpAddr::from(client);
+            prop_assume!(!is_trusted(client, &trusted));
+            let honest = client.to_string();
+            let values = made_up.iter().map(|value| value.as_bytes()).chain([honest.as_bytes()]).collect::<Vec<_>>();
+            prop_assert_eq!(client_ip(values.into_iter(), ip("10.0.0.1"), &trusted), client);
+        }
+    }
+}
