@@ -3,7 +3,6 @@
 //! It knows no YAML, no Docker and no project. Others build a [`RouteTable`] and publish it.
 
 pub mod access;
-pub mod certs;
 pub mod config;
 mod head;
 mod headers;
@@ -43,7 +42,6 @@ pub mod internals {
 }
 
 pub use access::{Access, BasicUser};
-pub use certs::{Cert, CertTable, Certs};
 pub use config::{AccessLogTarget, Config, Limits};
 pub use host::{Host, HostPattern};
 pub use path::PathPrefix;
