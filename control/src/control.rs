@@ -5,7 +5,6 @@
 //! read a snapshot, which never waits for the writer.
 
 pub mod certificates;
-mod changes;
 mod load;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use itsup_proxy::{Edge, Proxy, RouteTable};
+use itsup_proxy::{Changes, Edge, HostPattern, Proxy, RouteTable};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -30,7 +29,6 @@ use crate::routes::{self, RouteInputs};
 use crate::settings::{Root, Settings, Sources};
 use crate::status::{CertificateReport, DockerReport, EndpointReport, Listen, ReloadReport, StatusReport, UpstreamReport};
 use certificates::Certificates;
-use changes::Changes;
 pub use load::{Refused, read_settings};
 
 /// How long a start waits for Docker's first word, and a start or reload for the addresses of new static hosts.
@@ -374,12 +372,10 @@ impl Actor {
         let table = self.table(&observed, &resolved);
         // A host is known only when its certificate is.
         self.publish_certificates(&table);
-        let old = self.proxy.table();
-        let first = self.proxy.generation() == 0;
-        let changes = (first || *old != table).then(|| Changes::between(&old, &table));
-        if let Some(changes) = &changes {
-            let published = self.proxy.publish(table);
-            let Changes { added, removed, changed } = changes;
+        let changes = self.proxy.table().changes(&table);
+        let published = self.proxy.publish(table);
+        let changes = published.changed.then_some(changes);
+        if let Some(Changes { added, removed, changed, .. }) = &changes {
             let generation = published.generation;
             tracing::info!(generation, added = added.len(), removed = removed.len(), changed = changed.len(), "published");
         }
@@ -501,8 +497,14 @@ fn one_line(diagnostic: &Diagnostic) -> String {
     format!("{file}:{line}: {message}")
 }
 
-fn report(Changes { added, removed, changed }: Changes) -> ReloadReport {
-    ReloadReport { added, removed, changed_hosts: changed, ..ReloadReport::default() }
+fn report(Changes { added, removed, changed, .. }: Changes) -> ReloadReport {
+    let names = |hosts: Vec<HostPattern>| hosts.iter().map(ToString::to_string).collect();
+    ReloadReport {
+        added: names(added),
+        removed: names(removed),
+        changed_hosts: names(changed),
+        ..ReloadReport::default()
+    }
 }
 
 /// Checks the user's files without a running itsUP: what `itsup validate` does.

@@ -3,16 +3,24 @@
 //! It knows no YAML, no Docker and no project. Others build a [`RouteTable`] and publish it.
 
 pub mod access;
+pub mod certs;
+pub mod challenges;
 pub mod config;
 mod head;
 mod headers;
 mod hello;
+pub mod drain;
+mod endpoint;
 pub mod host;
+mod live;
 pub mod path;
 pub mod proxy;
 mod proxy_protocol;
+mod probe;
 pub mod status;
+mod sync;
 pub mod table;
+mod tls;
 
 /// Inner functions for fuzz targets and benches alone: no part of the API.
 #[doc(hidden)]
@@ -42,12 +50,16 @@ pub mod internals {
 }
 
 pub use access::{Access, BasicUser};
+pub use certs::{Cert, CertTable, Certs};
+pub use challenges::Challenges;
 pub use config::{AccessLogTarget, Config, Limits};
+pub use drain::{Drained, Draining};
 pub use host::{Host, HostPattern};
+pub use live::Published;
 pub use path::PathPrefix;
-pub use proxy::{BindError, Draining, Proxy, Published};
+pub use proxy::{BindError, Proxy};
 pub use status::Status;
 pub use table::{
-    Action, Address, Edge, EndpointId, EndpointSpec, HeaderEdits, Health, Passthrough, Policy, Protocol, ProxyVersion,
-    Route, RouteTable, Site, Target, Upstream, UpstreamName, Verify, VerifyAgainst,
+    Action, Address, Changes, Edge, EndpointId, EndpointSpec, HeaderEdits, Health, Passthrough, Policy, Protocol,
+    ProxyVersion, Route, RouteTable, Site, Target, Upstream, UpstreamName, Verify, VerifyAgainst,
 };

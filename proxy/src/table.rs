@@ -4,6 +4,7 @@
 //! certificates, and it is built by others: the proxy only reads it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,45 @@ pub struct RouteTable {
     pub upstreams: BTreeMap<UpstreamName, Arc<Upstream>>,
     /// What holds at the edge, whatever the host.
     pub edge: Edge,
+}
+
+impl RouteTable {
+    /// Finds what differs in `next`: what `reload` prints.
+    pub fn changes(&self, next: &RouteTable) -> Changes {
+        let mut changes = Changes { edge: self.edge != next.edge, ..Changes::default() };
+        let touched = |name: &UpstreamName| self.upstreams.get(name) != next.upstreams.get(name);
+        for (host, action) in &next.hosts {
+            match self.hosts.get(host) {
+                None => changes.added.push(host.clone()),
+                Some(before) if before != action || action.upstreams().any(touched) => {
+                    changes.changed.push(host.clone());
+                }
+                Some(_) => {}
+            }
+        }
+        changes.removed.extend(self.hosts.keys().filter(|host| !next.hosts.contains_key(*host)).cloned());
+        changes
+    }
+}
+
+/// What a new table changes, host by host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Hosts that only the new table has.
+    pub added: Vec<HostPattern>,
+    /// Hosts whose action, or an upstream that it names, differs.
+    pub changed: Vec<HostPattern>,
+    /// Hosts that only the old table has.
+    pub removed: Vec<HostPattern>,
+    /// Whether the edge's settings differ.
+    pub edge: bool,
+}
+
+impl Changes {
+    /// Tells whether no host and no edge setting differs.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Settings of the edge that may change with a publish.
@@ -54,6 +94,23 @@ pub enum Action {
     Redirect(Host),
 }
 
+impl Action {
+    /// Returns the upstreams that it names.
+    pub fn upstreams(&self) -> impl Iterator<Item = &UpstreamName> {
+        let (pass, site) = match self {
+            Action::Pass(pass) => (Some(pass), None),
+            Action::Terminate(site) => (None, Some(site)),
+            Action::Redirect(_) => (None, None),
+        };
+        let passed = pass.into_iter().flat_map(|pass| std::iter::once(&pass.upstream).chain(&pass.challenge));
+        let routed = site.into_iter().flat_map(|site| &site.routes).filter_map(|route| match &route.target {
+            Target::Upstream(name) => Some(name),
+            Target::Welcome => None,
+        });
+        passed.chain(routed)
+    }
+}
+
 /// Where a passthrough host's bytes go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passthrough {
@@ -68,7 +125,7 @@ pub struct Passthrough {
 pub struct Site {
     /// An opaque name for logs and metrics (the project).
     pub label: Arc<str>,
-    /// Longest prefix first; [`RouteTable`]'s builder sorts them.
+    /// Longest prefix first; [`Site::new`] sorts them.
     pub routes: Vec<Route>,
     /// Who may come in.
     pub access: Access,
@@ -78,6 +135,21 @@ pub struct Site {
     pub hsts: Option<Arc<str>>,
     /// Whether responses are compressed (gzip, br, zstd by Accept-Encoding). Off by default.
     pub compress: bool,
+}
+
+impl Site {
+    /// A site with its routes sorted, longest prefix first, open to everyone and without edits.
+    pub fn new(label: impl Into<Arc<str>>, mut routes: Vec<Route>) -> Self {
+        routes.sort_by(|a, b| b.path.as_str().len().cmp(&a.path.as_str().len()));
+        Self {
+            label: label.into(),
+            routes,
+            access: Access::default(),
+            headers: HeaderEdits::default(),
+            hsts: None,
+            compress: false,
+        }
+    }
 }
 
 /// A path prefix and where it goes.
@@ -147,6 +219,15 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A Unix socket of this process (the in-process API).
     Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// How HTTP is spoken to an endpoint.
