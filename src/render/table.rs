@@ -40,9 +40,9 @@ impl Table {
 
     pub(super) fn render(&self, coloured: bool) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
-        let width = |column| {
+        let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row: &Vec<Cell>| row.get(column));
-            cells.map(|cell| cell.text.chars().count()).max().unwrap_or_default()
+            cells.map(|cell: &Cell| cell.text.chars().count()).max().unwrap_or_default()
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut text = String::new();
