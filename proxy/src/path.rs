@@ -10,7 +10,27 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PathPrefix(Arc<str>);
 
+/// Why a text is not a path prefix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PathError(&'static str);
+
 impl PathPrefix {
+    /// Parses a prefix.
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        if !text.starts_with('/') {
+            return Err(PathError("a path begins with `/`"));
+        }
+        if text.contains(['?', '#']) || text.bytes().any(|b| b <= b' ' || b == 0x7f) {
+            return Err(PathError("a path has no spaces, `?` or `#`"));
+        }
+        let text = text.strip_suffix('/').unwrap_or(text);
+        if text.split('/').skip(1).any(|s| matches!(s, "" | "." | "..")) {
+            return Err(PathError("a path has no empty or dot segments"));
+        }
+        Ok(Self(text.into()))
+    }
+
     /// Returns the prefix as text, `/` for the root.
     pub fn as_str(&self) -> &str {
         if self.0.is_empty() { "/" } else { &self.0 }
