@@ -49,7 +49,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
     match cli.command {
         Command::Run(flags) => serve::run(root, flags, output),
         Command::Reload => output.reload(&client::reload(&root)?),
-        Command::Validate { schema: true } => output.schema(&itsup_control::db::json_schema()),
+        Command::Validate { schema: true } => output.schema(itsup_control::db::schema()),
         Command::Validate { schema: false } => {
             let mut sources = cli::SettingFlags::default().sources();
             match itsup_control::control::validate(&root, &mut sources, serve::cores()) {

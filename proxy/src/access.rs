@@ -21,3 +21,24 @@ pub struct BasicUser {
     name: Arc<str>,
     hash: Arc<str>,
 }
+
+/// Why a line is not an htpasswd line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct AccessError(&'static str);
+
+impl BasicUser {
+    /// Parses `user:hash`.
+    pub fn parse(line: &str) -> Result<Self, AccessError> {
+        let Some((name, hash)) = line.split_once(':') else {
+            return Err(AccessError("an htpasswd line is `user:hash`"));
+        };
+        if name.is_empty() {
+            return Err(AccessError("the user's name is empty"));
+        }
+        if !["$2y$", "$2b$", "$2a$", "$apr1$", "{SHA}"].iter().any(|p| hash.starts_with(p)) {
+            return Err(AccessError("the hash must be bcrypt, apr1 or {SHA}"));
+        }
+        Ok(Self { name: name.into(), hash: hash.into() })
+    }
+}

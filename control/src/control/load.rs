@@ -43,17 +43,15 @@ pub struct Refused {
 /// Reads `.env` and db.yml; any error in either refuses both.
 pub(super) fn load(root: &Root, sources: &mut Sources, cores: NonZeroUsize) -> Result<Loaded, Refused> {
     let settings = read_settings(root, sources, cores);
-    let (parsed, bytes) = match read_db(&root.db()) {
-        Ok(bytes) => (Some(db::parse("db.yml", &bytes)), bytes),
-        Err(message) => {
-            let diagnostics = settings.err().unwrap_or_default();
-            return Err(Refused { message, diagnostics });
-        }
+    let bytes = match read_db(&root.db()) {
+        Ok(bytes) => bytes,
+        Err(message) => return Err(Refused { message, diagnostics: settings.err().unwrap_or_default() }),
     };
-    let (db, mut diagnostics) = parsed.map(|parsed| (parsed.db, parsed.diagnostics)).unwrap_or_default();
-    let faulty = diagnostics.iter().any(Diagnostic::is_error);
-    match (db, settings) {
-        (Some(db), Ok(settings)) if !faulty => Ok(Loaded { db, settings, warnings: diagnostics, bytes }),
+    let parsed = db::parse(&name(root), &bytes);
+    let valid = parsed.is_valid();
+    let mut diagnostics = parsed.diagnostics;
+    match (parsed.db, settings) {
+        (Some(db), Ok(settings)) if valid => Ok(Loaded { db, settings, warnings: diagnostics, bytes }),
         (_, settings) => {
             diagnostics.extend(settings.err().unwrap_or_default());
             Err(Refused::new(diagnostics))
@@ -66,10 +64,10 @@ pub(super) fn load_at_start(root: &Root) -> Result<AtStart, Refused> {
     let path = root.db();
     let faults = match read_db(&path) {
         Ok(bytes) => {
-            let parsed = db::parse("db.yml", &bytes);
-            let faulty = parsed.diagnostics.iter().any(Diagnostic::is_error);
+            let parsed = db::parse(&name(root), &bytes);
+            let valid = parsed.is_valid();
             if let Some(db) = parsed.db {
-                if !faulty {
+                if valid {
                     keep_last_good(root, &bytes);
                 }
                 return Ok(AtStart { db, diagnostics: parsed.diagnostics, last_good: false });
@@ -78,7 +76,7 @@ pub(super) fn load_at_start(root: &Root) -> Result<AtStart, Refused> {
         }
         Err(message) => Refused { message, diagnostics: Vec::new() },
     };
-    let last_good = read_db(&root.last_good_db()).ok().and_then(|bytes| db::parse("db.yml", &bytes).db);
+    let last_good = read_db(&root.last_good_db()).ok().and_then(|bytes| db::parse(&name(root), &bytes).db);
     match last_good {
         Some(db) => {
             let mut diagnostics = faults.diagnostics;
@@ -102,6 +100,12 @@ impl Loaded {
     pub(super) fn keep(&self, root: &Root) {
         keep_last_good(root, &self.bytes);
     }
+}
+
+/// The name that diagnostics give db.yml.
+fn name(root: &Root) -> String {
+    let path = root.db();
+    path.strip_prefix(".").unwrap_or(&path).display().to_string()
 }
 
 fn keep_last_good(root: &Root, bytes: &[u8]) {
