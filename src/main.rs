@@ -1,1 +1,93 @@
-fn main() {}
+//! `itsup`: one binary, proxy and controller.
+//!
+//! Parses the command line, sets up logs and cryptography, and turns what came of it into an exit code:
+//! 0 done, 1 failed or faulty input, 2 usage.
+
+mod cli;
+mod client;
+mod failure;
+mod render;
+mod serve;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use cli::{Cli, Command};
+use failure::Failure;
+use render::Output;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    // The proxy's engine has a provider of its own; ours must be the process's default before anyone asks.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("error: another TLS provider is installed already");
+        return ExitCode::FAILURE;
+    }
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &arguments),
+    };
+    trace(cli.verbose);
+    let output = Output::new(cli.json);
+    match run(cli, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
+    let root = cli.root();
+    match cli.command {
+        Command::Run(flags) => serve::run(root, flags, output),
+        Command::Reload => output.reload(&client::reload(&root)?),
+        Command::Validate { schema: true } => output.schema(itsup_control::db::schema()),
+        Command::Validate { schema: false } => {
+            let mut sources = cli::SettingFlags::default().sources();
+            match itsup_control::control::validate(&root, &mut sources, serve::cores()) {
+                Ok(warnings) => output.valid(&warnings),
+                Err(refused) => Err(refused.into()),
+            }
+        }
+        Command::Status => output.status(&client::status(&root)?),
+    }
+}
+
+/// Help and version are no errors; anything else is, also for programs.
+fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if !asked_for && arguments.iter().any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        Output::new(true).print_json(&serde_json::json!({ "error": message, "diagnostics": [] }));
+    }
+    // Nobody is left to tell when even this cannot be printed.
+    let _ = error.print();
+    ExitCode::from(if asked_for { 0 } else { 2 })
+}
+
+/// Logs go to stderr: ours from info on, others' from warn on, more with each `-v`; `RUST_LOG` overrides.
+fn trace(verbose: u8) {
+    let levels = match verbose {
+        0 => "warn,itsup=info,itsup_proxy=info,itsup_control=info",
+        1 => "info,itsup=debug,itsup_proxy=debug,itsup_control=debug",
+        2 => "debug,itsup=trace,itsup_proxy=trace,itsup_control=trace",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(levels));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(render::colour(&std::io::stderr()))
+        .with_target(verbose > 0)
+        .init();
+}

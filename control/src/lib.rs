@@ -1,12 +1,19 @@
 //! itsUP's control plane: db.yml, Docker, certificates and the API. It alone publishes to the proxy.
 
+pub mod acme;
 pub mod active;
+pub mod api;
+pub mod control;
 pub mod db;
 pub mod docker;
+pub mod files;
 pub mod local;
 pub mod observed;
 pub mod resolve;
 pub mod routes;
+pub mod settings;
+pub mod status;
+pub mod units;
 
 #[cfg(test)]
 mod testing;

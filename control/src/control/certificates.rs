@@ -1,0 +1,178 @@
+//! Which certificate every host shows: the user's files, then the internal CA, made into one table.
+//!
+//! Keeps what was read and made, so that a reload makes only what is new. Time is passed in.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::SystemTime;
+
+use itsup_proxy::{Action, CertTable, HostPattern, RouteTable};
+
+use crate::acme::internal_ca::InternalCa;
+use crate::acme::store::{self, Choice, Place, Store, Wanted};
+use crate::db::{Db, Tls};
+use crate::settings::Root;
+
+/// What a host shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The host.
+    pub host: HostPattern,
+    /// The user's file; `None` for the internal CA's.
+    pub file: Option<Place>,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+/// All certificates, and where they come from.
+pub struct Certificates {
+    root: Root,
+    store: Store,
+    ca: Option<InternalCa>,
+    /// What was said of the files when they were last read.
+    read_warnings: Vec<String>,
+    ca_warnings: Vec<String>,
+    ca_fault: Option<String>,
+    shown: Vec<Shown>,
+    wanted: Vec<Wanted>,
+    decided: Vec<Choice>,
+    warnings: Vec<String>,
+}
+
+impl Certificates {
+    /// Opens the internal CA; where that fails, hosts without a file of their own go without a certificate.
+    pub fn open(root: Root, now: SystemTime) -> Certificates {
+        let mut certificates = Certificates {
+            root,
+            store: Store::default(),
+            ca: None,
+            read_warnings: Vec::new(),
+            ca_warnings: Vec::new(),
+            ca_fault: None,
+            shown: Vec::new(),
+            wanted: Vec::new(),
+            decided: Vec::new(),
+            warnings: Vec::new(),
+        };
+        certificates.open_ca(now);
+        certificates
+    }
+
+    fn open_ca(&mut self, now: SystemTime) {
+        match InternalCa::open(&self.root.ca(), now) {
+            Ok((ca, notes)) => {
+                self.ca = Some(ca);
+                self.ca_warnings = notes;
+                self.ca_fault = None;
+            }
+            Err(error) => self.ca_fault = Some(format!("{error}; hosts without a certificate of their own have none")),
+        }
+    }
+
+    /// Reads the user's files anew, and tries the internal CA again where it failed.
+    pub fn read(&mut self, db: &Db, now: SystemTime) {
+        let named: BTreeSet<Place> =
+            db.projects.iter().filter(|project| project.enabled).filter_map(|project| self.named(&project.tls)).collect();
+        self.read_warnings = self.store.read(&self.root.certs(), &named);
+        if self.ca.is_none() {
+            self.open_ca(now);
+        }
+        // Whatever was decided was decided on other files.
+        self.wanted.clear();
+        self.shown.clear();
+    }
+
+    /// Makes the table for these routes; `None` where it would be the one that was made last.
+    pub fn table(&mut self, db: &Db, routes: &RouteTable, now: SystemTime) -> Option<CertTable> {
+        let wanted = self.wanted(db, routes);
+        let (choices, warnings) = store::choose(&wanted, &self.store.facts(), now);
+        let ca_is_due = self.ca.as_ref().is_some_and(|ca| ca.is_due(now));
+        if !ca_is_due && !self.shown.is_empty() && wanted == self.wanted && choices == self.decided {
+            return None;
+        }
+        self.warnings = warnings;
+        let table = self.fill(&wanted, &choices, now);
+        self.wanted = wanted;
+        self.decided = choices;
+        Some(table)
+    }
+
+    fn fill(&mut self, wanted: &[Wanted], choices: &[Choice], now: SystemTime) -> CertTable {
+        let internal = wanted.iter().zip(choices).filter(|(_, choice)| **choice == Choice::Internal);
+        let internal: Vec<HostPattern> = internal.map(|(wanted, _)| wanted.host.clone()).collect();
+        let none = HashMap::new();
+        let leaves = match self.ca.as_mut().map(|ca| ca.leaves(&internal, now)) {
+            None => &none,
+            Some(Ok(leaves)) => {
+                self.ca_fault = None;
+                leaves
+            }
+            Some(Err(error)) => {
+                self.ca_fault = Some(error.to_string());
+                &none
+            }
+        };
+        let mut table = CertTable::new();
+        self.shown.clear();
+        for (Wanted { host, .. }, choice) in wanted.iter().zip(choices) {
+            let (cert, not_after, file) = match choice {
+                Choice::File(place) => match self.store.find(place) {
+                    Some(loaded) => (&loaded.cert, loaded.facts.not_after, Some(place.clone())),
+                    None => continue,
+                },
+                Choice::Internal => match leaves.get(host) {
+                    Some(leaf) => (&leaf.cert, leaf.not_after, None),
+                    None => continue,
+                },
+            };
+            table.insert(host.clone(), cert.clone());
+            self.shown.push(Shown { host: host.clone(), file, not_after });
+        }
+        table
+    }
+
+    /// Every host that ends TLS here, with where its project says that its certificate comes from.
+    fn wanted(&self, db: &Db, routes: &RouteTable) -> Vec<Wanted> {
+        let mut from = HashMap::new();
+        for project in db.projects.iter().filter(|project| project.enabled && project.tls != Tls::Auto) {
+            let exact = project.domain.iter().chain(&project.redirect_from);
+            let exact = exact.chain(project.services.iter().filter_map(|service| service.domain.as_ref()));
+            let hosts = exact.cloned().map(HostPattern::Exact).chain(project.aliases.iter().cloned());
+            from.extend(hosts.map(|host| (host, &project.tls)));
+        }
+        let ended_here = routes.hosts.iter().filter(|(_, action)| !matches!(action, Action::Pass(_)));
+        let wanted = ended_here.map(|(host, _)| Wanted {
+            host: host.clone(),
+            from: match from.get(host) {
+                None | Some(Tls::Auto) => store::From::Auto,
+                Some(Tls::Internal) => store::From::Internal,
+                Some(tls @ Tls::Files { .. }) => self.named(tls).map_or(store::From::Auto, store::From::Files),
+            },
+        });
+        wanted.collect()
+    }
+
+    fn named(&self, tls: &Tls) -> Option<Place> {
+        match tls {
+            Tls::Files { cert, key } => {
+                let root = self.root.path();
+                Some(Place { cert: root.join(cert), key: root.join(key) })
+            }
+            Tls::Auto | Tls::Internal => None,
+        }
+    }
+
+    /// What every host shows.
+    pub fn shown(&self) -> &[Shown] {
+        &self.shown
+    }
+
+    /// When the internal CA's root ends.
+    pub fn root_not_after(&self) -> Option<SystemTime> {
+        self.ca.as_ref().map(InternalCa::root_not_after)
+    }
+
+    /// Everything that is not as one would expect.
+    pub fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.ca_fault.iter().chain(&self.ca_warnings).chain(&self.read_warnings).chain(&self.warnings)
+    }
+}

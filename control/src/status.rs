@@ -1,0 +1,197 @@
+//! What `itsup status`, `itsup reload` and the API say: plain data, the same on both ends of the socket.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use itsup_proxy::status::{EndpointState, EndpointStatus, InFlight};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::control::certificates::Shown;
+use crate::db::Diagnostic;
+use crate::observed::Engine;
+
+/// The whole of itsUP at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusReport {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    /// How many route tables have been published since start.
+    pub generation: u64,
+    pub hosts: usize,
+    /// Open client connections.
+    pub connections: u64,
+    pub listen: Listen,
+    pub docker: DockerReport,
+    pub upstreams: Vec<UpstreamReport>,
+    /// Endpoints that have been retired and still have traffic.
+    pub draining: Vec<EndpointReport>,
+    pub certificates: Vec<CertificateReport>,
+    pub reloads: Reloads,
+    /// Whether the last good db.yml serves, as the real one cannot be read.
+    pub last_good: bool,
+    /// What is wrong with db.yml since the start; projects with errors are left out.
+    pub diagnostics: Vec<Diagnostic>,
+    pub warnings: Vec<String>,
+}
+
+/// Where itsUP listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listen {
+    pub http: String,
+    pub https: String,
+    /// `None` where the API is off.
+    pub api: Option<String>,
+}
+
+/// The Docker engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerReport {
+    /// `up`, `away` or `off`.
+    pub state: String,
+    /// Its version, or why it is away.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub detail: Option<String>,
+}
+
+/// A named set of endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamReport {
+    pub name: String,
+    pub endpoints: Vec<EndpointReport>,
+}
+
+/// One address that traffic goes to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointReport {
+    pub id: String,
+    pub address: String,
+    /// `up`, `unhealthy`, `set aside` or `draining`.
+    pub state: String,
+    pub in_flight: InFlightReport,
+}
+
+/// What an endpoint is serving.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InFlightReport {
+    pub requests: u32,
+    pub websockets: u32,
+    pub passthrough: u32,
+}
+
+/// The certificate that a host shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateReport {
+    pub host: String,
+    /// `file` or `internal`.
+    pub source: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub file: Option<String>,
+    /// RFC 3339.
+    pub not_after: String,
+    /// Whole days; below 0 it has ended.
+    pub days_left: i64,
+}
+
+/// How reloads went since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloads {
+    pub done: u64,
+    pub refused: u64,
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    pub generation: u64,
+    /// Whether a new table was published.
+    pub changed: bool,
+    pub added: Vec<String>,
+    pub removed: Vec<String>,
+    pub changed_hosts: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+/// Why a command was refused: what `--json` and the API answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    pub error: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hint: Option<String>,
+    #[serde(default)]
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl From<&Engine> for DockerReport {
+    fn from(engine: &Engine) -> Self {
+        let (state, detail) = match engine {
+            Engine::Off => ("off", None),
+            Engine::Away { why, .. } => ("away", Some(why.clone())),
+            Engine::Up { version } => ("up", Some(version.clone())),
+        };
+        DockerReport { state: state.into(), detail }
+    }
+}
+
+impl From<&EndpointStatus> for EndpointReport {
+    fn from(endpoint: &EndpointStatus) -> Self {
+        let state = match endpoint.state {
+            EndpointState::Up => "up",
+            EndpointState::Unhealthy => "unhealthy",
+            EndpointState::SetAside => "set aside",
+            EndpointState::Draining => "draining",
+        };
+        EndpointReport {
+            id: endpoint.id.to_string(),
+            address: endpoint.address.clone(),
+            state: state.into(),
+            in_flight: endpoint.in_flight.into(),
+        }
+    }
+}
+
+impl From<InFlight> for InFlightReport {
+    fn from(InFlight { requests, websockets, passthrough }: InFlight) -> Self {
+        InFlightReport { requests, websockets, passthrough }
+    }
+}
+
+impl CertificateReport {
+    /// What is shown, as it stands at this time.
+    pub fn new(shown: &Shown, now: SystemTime) -> CertificateReport {
+        CertificateReport {
+            host: shown.host.to_string(),
+            source: if shown.file.is_some() { "file" } else { "internal" }.into(),
+            file: shown.file.as_ref().map(|place| place.cert.display().to_string()),
+            not_after: rfc3339(shown.not_after),
+            days_left: days_between(now, shown.not_after),
+        }
+    }
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
+}
+
+fn days_between(now: SystemTime, then: SystemTime) -> i64 {
+    let seconds = |time: SystemTime| {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    };
+    (seconds(then) - seconds(now)).div_euclid(24 * 60 * 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_left_are_whole_and_go_below_zero() {
+        let at = |hours: u64| UNIX_EPOCH + Duration::from_secs(hours * 60 * 60);
+        for (now, then, days) in [(0, 24, 1), (0, 47, 1), (0, 23, 0), (24, 23, -1), (48, 23, -2)] {
+            assert_eq!(days_between(at(now), at(then)), days, "{now} {then}");
+        }
+        assert_eq!(rfc3339(at(24)), "1970-01-02T00:00:00Z");
+    }
+}

@@ -1,0 +1,142 @@
+//! The command line: definitions, no logic.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use itsup_control::settings::{Root, Sources, Variable};
+
+/// A reverse proxy on :80 and :443 and the stacks behind it, driven by db.yml.
+#[derive(Debug, Parser)]
+#[command(name = "itsup", version, propagate_version = true)]
+pub(crate) struct Cli {
+    /// The folder with db.yml, .env, certs/, upstream/, data/ and logs/
+    #[arg(long, global = true, env = "ITSUP_ROOT", default_value = ".", value_name = "DIR")]
+    root: PathBuf,
+    /// Log more; twice and thrice for more still
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Print results, also errors, as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Cli {
+    /// The root folder; an empty one is the current one.
+    pub(crate) fn root(&self) -> Root {
+        Root::new(if self.root.as_os_str().is_empty() { PathBuf::from(".") } else { self.root.clone() })
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve, in the foreground
+    Run(Box<SettingFlags>),
+    /// Have the running itsup read db.yml, .env and the certificates again
+    Reload,
+    /// Check db.yml and .env; changes nothing and needs no running itsup
+    Validate {
+        /// Print db.yml's JSON Schema instead
+        #[arg(long)]
+        schema: bool,
+    },
+    /// Show what the running itsup does
+    Status,
+}
+
+/// Settings; each stands for the environment variable that its help names, and wins over it and .env.
+#[derive(Args, Debug, Default)]
+pub(crate) struct SettingFlags {
+    /// Plain listener [ITSUP_HTTP, [::]:80]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http: Option<String>,
+    /// TLS listener [ITSUP_HTTPS, [::]:443]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    https: Option<String>,
+    /// Port that redirects to https name [ITSUP_PUBLIC_HTTPS_PORT, 443]
+    #[arg(long, value_name = "PORT")]
+    public_https_port: Option<String>,
+    /// The API on TCP, or off [ITSUP_API, 127.0.0.1:8888]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    api: Option<String>,
+    /// Networks whose forwarded headers count [ITSUP_TRUSTED_PROXIES]
+    #[arg(long, value_name = "CIDR,...")]
+    trusted_proxies: Option<String>,
+    /// Networks that must send a PROXY header [ITSUP_PROXY_PROTOCOL]
+    #[arg(long, value_name = "CIDR,...")]
+    proxy_protocol: Option<String>,
+    /// A file below the root, stdout or off [ITSUP_ACCESS_LOG, logs/access.log]
+    #[arg(long, value_name = "FILE")]
+    access_log: Option<String>,
+    /// How long a shutdown waits for traffic to end [ITSUP_GRACE, 30s]
+    #[arg(long, value_name = "DURATION")]
+    grace: Option<String>,
+    /// Whether to look for containers, on or off [ITSUP_DOCKER, on]
+    #[arg(long, value_name = "on|off")]
+    docker: Option<String>,
+    /// Data threads [ITSUP_THREADS, the cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+    /// Listen on [::]:8080 and [::]:8443, where the flags above do not say otherwise
+    #[arg(long)]
+    local: bool,
+}
+
+impl SettingFlags {
+    /// These flags over the process's environment.
+    pub(crate) fn sources(self) -> Sources {
+        let local = |text: &str| self.local.then(|| text.to_owned());
+        let flags = [
+            (Variable::Http, self.http.or_else(|| local("[::]:8080"))),
+            (Variable::Https, self.https.or_else(|| local("[::]:8443"))),
+            (Variable::PublicHttpsPort, self.public_https_port.or_else(|| local("8443"))),
+            (Variable::Api, self.api),
+            (Variable::TrustedProxies, self.trusted_proxies),
+            (Variable::ProxyProtocol, self.proxy_protocol),
+            (Variable::AccessLog, self.access_log),
+            (Variable::Grace, self.grace),
+            (Variable::Docker, self.docker),
+            (Variable::Threads, self.threads),
+        ];
+        let flags: BTreeMap<Variable, String> =
+            flags.into_iter().filter_map(|(variable, text)| text.map(|text| (variable, text))).collect();
+        // What is not Unicode is faulty whatever the variable; it then fails as the value it is read as.
+        Sources::new(flags, |name| std::env::var_os(name).map(|text| text.to_string_lossy().into_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use clap::CommandFactory as _;
+    use itsup_control::settings::Settings;
+
+    use super::*;
+
+    #[test]
+    fn definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        for line in [&["itsup", "--root", "/r", "--json", "status"], &["itsup", "status", "--json", "--root", "/r"]] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert!(cli.json);
+            assert_eq!(cli.root().path(), std::path::Path::new("/r"));
+        }
+    }
+
+    #[test]
+    fn local_ports_give_way_to_flags() {
+        let cli = Cli::try_parse_from(["itsup", "run", "--local", "--http", "127.0.0.1:1"]).unwrap();
+        let Command::Run(flags) = cli.command else { panic!("not run") };
+        let settings = Settings::resolve(Root::new("."), &flags.sources(), NonZeroUsize::MIN).unwrap();
+        assert_eq!(settings.http.to_string(), "127.0.0.1:1");
+        assert_eq!(settings.https.to_string(), "[::]:8443");
+        assert_eq!(settings.public_https_port, 8443);
+    }
+}
