@@ -133,7 +133,11 @@ async fn serve(proxy: Proxy, control: Control, doors: Doors, output: &Output) ->
     let grace = control.grace();
     tracing::info!("shutting down, within {grace:?}");
     tokio::select! {
-        () = proxy.shutdown(grace) => {}
+        cut = proxy.shutdown(grace) => {
+            if cut > 0 {
+                tracing::warn!(connections = cut, "the grace is over: connections were cut");
+            }
+        }
         () = signals.second_interrupt() => {
             remove_sockets(&root);
             tracing::warn!("interrupted again: what was under way is cut");

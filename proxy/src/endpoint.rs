@@ -235,11 +235,6 @@ impl Lease {
         &self.endpoint
     }
 
-    /// What it is counted as.
-    pub(crate) fn class(&self) -> Class {
-        self.class
-    }
-
     /// Counts it as another class from here on: a request that has become a websocket.
     pub(crate) fn become_class(&mut self, class: Class) {
         self.class = self.endpoint.gate.change(self.class, class);

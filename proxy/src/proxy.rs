@@ -33,10 +33,10 @@ struct Inner {
     shared: Arc<Shared>,
     http: SocketAddr,
     https: SocketAddr,
+    /// Whether the first table is there: nothing is accepted before.
+    ready: watch::Sender<bool>,
     shutdown: watch::Sender<bool>,
     kill: watch::Sender<bool>,
-    /// Listening, but not accepting before the first table is there.
-    waiting: Mutex<Vec<Sockets>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -68,20 +68,21 @@ impl Proxy {
         let (certs, challenges) = (Arc::new(Certs::default()), Arc::new(Challenges::default()));
         let tls = Tls::new(certs.clone(), challenges.clone())?;
         let shared = Arc::new(Shared::new(Store::new(), challenges, certs, tls, log, config.limits, threads));
-        let waiting = http.into_iter().zip(https).map(|(http, https)| Sockets { http, https }).collect();
         // The log thread ends with the last handle on the log, which is later than anything that could wait for it.
         drop(log_thread);
-        Ok(Self {
+        let proxy = Self {
             inner: Arc::new(Inner {
                 shared,
                 http: http_address,
                 https: https_address,
+                ready: watch::Sender::new(false),
                 shutdown: watch::Sender::new(false),
                 kill: watch::Sender::new(false),
-                waiting: Mutex::new(waiting),
                 threads: Mutex::default(),
             }),
-        })
+        };
+        proxy.start_threads(http.into_iter().zip(https).map(|(http, https)| Sockets { http, https }))?;
+        Ok(proxy)
     }
 
     /// Where plain HTTP is listened for; the real port where 0 was asked for.
@@ -97,25 +98,22 @@ impl Proxy {
     /// Makes `table` what every new request and connection sees, all at once; an equal table changes nothing.
     ///
     /// Large tables take a while to build, so call it where waiting is allowed.
-    ///
-    /// # Errors
-    /// With the first table only: a data thread could not be started.
-    pub fn publish(&self, table: RouteTable) -> Result<Published, StartError> {
+    pub fn publish(&self, table: RouteTable) -> Published {
         let published = self.inner.shared.store.publish(table);
-        self.start_threads()?;
-        Ok(published)
+        self.inner.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+        published
     }
 
-    fn start_threads(&self) -> Result<(), StartError> {
+    fn start_threads(&self, sockets: impl Iterator<Item = Sockets>) -> Result<(), StartError> {
         let inner = &self.inner;
-        let waiting = std::mem::take(&mut *inner.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        if waiting.is_empty() {
-            return Ok(());
-        }
         let mut threads = inner.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.push(self.start_keeper()?);
-        for (thread, sockets) in waiting.into_iter().enumerate() {
-            let signals = Signals { shutdown: inner.shutdown.subscribe(), kill: inner.kill.subscribe() };
+        for (thread, sockets) in sockets.enumerate() {
+            let signals = Signals {
+                ready: inner.ready.subscribe(),
+                shutdown: inner.shutdown.subscribe(),
+                kill: inner.kill.subscribe(),
+            };
             threads.push(worker::start(inner.shared.clone(), thread, sockets, signals)?);
         }
         Ok(())

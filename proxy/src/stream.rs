@@ -99,11 +99,6 @@ impl Downstream {
         std::mem::take(&mut self.ahead)
     }
 
-    /// Whether the client has said that it sends no more.
-    pub(crate) fn is_eof(&self) -> bool {
-        self.eof
-    }
-
     /// Reads whatever is there next into `scratch`, whatever request it belongs to.
     pub(crate) fn poll_any(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buf = ReadBuf::new(scratch);

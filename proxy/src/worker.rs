@@ -50,9 +50,11 @@ pub(crate) struct Sockets {
     pub(crate) https: StdListener,
 }
 
-/// The two ends of a process's life, as the threads see them.
+/// The turns of a process's life, as the threads see them.
 #[derive(Clone)]
 pub(crate) struct Signals {
+    /// The first table is there: begin to accept.
+    pub(crate) ready: watch::Receiver<bool>,
     /// Stop accepting and finish what there is.
     pub(crate) shutdown: watch::Receiver<bool>,
     /// Stop at once.
@@ -81,9 +83,10 @@ async fn run(shared: Arc<Shared>, thread: usize, sockets: Sockets, signals: Sign
     let https = TcpListener::from_std(sockets.https)?;
     let engine = Arc::new(engine(&shared, thread));
     let worker = Arc::new(Worker { shared, thread, engine, shutdown: signals.shutdown.clone() });
-    let (mut shutdown, mut kill) = (signals.shutdown, signals.kill);
+    let (mut ready, mut shutdown, mut kill) = (signals.ready, signals.shutdown, signals.kill);
     tokio::spawn(flush_log(worker.clone()));
     let accepting = async {
+        let _ = ready.wait_for(|ready| *ready).await;
         tokio::join!(accept_all(&worker, http, Kind::Plain), accept_all(&worker, https, Kind::Tls));
     };
     tokio::select! {
