@@ -75,11 +75,7 @@ impl Dialer {
     }
 
     /// As `dial`, from this address of our own.
-    pub(crate) async fn dial_from(
-        &self,
-        host: &str,
-        from: Option<Ipv4Addr>,
-    ) -> Result<(Box<dyn Io>, bool), DialError> {
+    pub(crate) async fn dial_from(&self, host: &str, from: Option<Ipv4Addr>) -> Result<(Box<dyn Io>, bool), DialError> {
         let stream = match from {
             None => TcpStream::connect(self.address).await,
             Some(from) => connect_from(from, self.address).await,

@@ -124,6 +124,7 @@ impl Run {
             () = all_seen => {}
         }
         stop.send_replace(true);
+        tally.stop();
         for task in tasks {
             task.await?;
         }

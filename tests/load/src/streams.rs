@@ -64,6 +64,7 @@ pub(crate) async fn events(context: Context) {
                 }
                 text = rest.to_owned();
                 next += 1;
+                context.tally.seen("events");
             }
         }
     })
@@ -86,7 +87,10 @@ pub(crate) async fn websocket(context: Context) {
             socket.send(Message::text(sent.to_string())).await.map_err(|error| cut(&error))?;
             let answer = timeout(context.timeout, socket.next()).await;
             match answer.map_err(|_| Failed::new(Reason::Timeout, "no echo"))? {
-                Some(Ok(Message::Text(text))) if *text == *sent.to_string() => sent += 1,
+                Some(Ok(Message::Text(text))) if *text == *sent.to_string() => {
+                    sent += 1;
+                    context.tally.seen("websocket");
+                }
                 Some(Ok(Message::Close(frame))) => return Err(Failed::new(Reason::Cut, format!("close {frame:?}"))),
                 Some(Ok(message)) => return Err(Failed::new(Reason::Corrupt, message)),
                 Some(Err(error)) => return Err(cut(&error)),
@@ -130,6 +134,7 @@ pub(crate) async fn transfers(context: Context, length: u64, ms: u64) {
                         return Err(Failed::new(Reason::Corrupt, format!("other bytes after {got}")));
                     }
                     got += data.len() as u64;
+                    context.tally.seen("transfer");
                 }
                 Some(Err(error)) => {
                     return Err(Failed::new(Reason::Truncated, client::chain(&error)).losing(length - got));

@@ -72,6 +72,7 @@ struct Class {
     /// Connections opened again because the server had closed them in order.
     reopened: u64,
     bytes: u64,
+    seen: bool,
 }
 
 /// All classes' accounts. One thread's own.
@@ -84,6 +85,8 @@ struct Inner {
     classes: BTreeMap<&'static str, Class>,
     last_success: Option<Instant>,
     longest_gap: Duration,
+    /// After this nothing new was begun, and gaps mean nothing.
+    stopped: bool,
     lost: u64,
     examples: Vec<Value>,
 }
@@ -94,8 +97,14 @@ const EXAMPLES: usize = 20;
 impl Tally {
     pub(crate) fn new(classes: &[&'static str]) -> Self {
         let classes = classes.iter().map(|name| (*name, Class::default())).collect();
-        let inner =
-            Inner { classes, last_success: None, longest_gap: Duration::ZERO, lost: 0, examples: Vec::new() };
+        let inner = Inner {
+            classes,
+            last_success: None,
+            longest_gap: Duration::ZERO,
+            stopped: false,
+            lost: 0,
+            examples: Vec::new(),
+        };
         Self { start: Instant::now(), inner: RefCell::new(inner) }
     }
 
@@ -105,7 +114,7 @@ impl Tally {
         let now = Instant::now();
         match result {
             Ok(bytes) => {
-                if quick {
+                if quick && !inner.stopped {
                     if let Some(last) = inner.last_success {
                         inner.longest_gap = inner.longest_gap.max(now - last);
                     }
@@ -136,17 +145,29 @@ impl Tally {
         self.inner.borrow_mut().classes.entry(class).or_default().reopened += 1;
     }
 
-    /// True once every class has had a result.
+    /// Notes that a long-lived class is flowing, long before its end is booked.
+    pub(crate) fn seen(&self, class: &'static str) {
+        self.inner.borrow_mut().classes.entry(class).or_default().seen = true;
+    }
+
+    /// True once every class flows or has failed.
     pub(crate) fn all_seen(&self) -> bool {
-        self.inner.borrow().classes.values().all(|class| !class.latencies.is_empty() || !class.failures.is_empty())
+        let inner = self.inner.borrow();
+        inner.classes.values().all(|class| class.seen || !class.latencies.is_empty() || !class.failures.is_empty())
+    }
+
+    /// Nothing new is begun from here on: closes the last gap.
+    pub(crate) fn stop(&self) {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(last) = inner.last_success {
+            inner.longest_gap = inner.longest_gap.max(last.elapsed());
+        }
+        inner.stopped = true;
     }
 
     /// The sum, and whether nothing failed.
     pub(crate) fn report(&self) -> (Value, bool) {
         let mut inner = self.inner.borrow_mut();
-        if let Some(last) = inner.last_success {
-            inner.longest_gap = inner.longest_gap.max(last.elapsed());
-        }
         let mut classes = Map::new();
         let (mut ok, mut failed, mut reused_reset, mut reopened) = (0, 0, 0, 0);
         for (name, class) in &mut inner.classes {
@@ -207,6 +228,8 @@ mod tests {
     #[test]
     fn every_result_is_in_the_sums_once() {
         let tally = Tally::new(&["h1", "post"]);
+        assert!(!tally.all_seen());
+        tally.seen("post");
         assert!(!tally.all_seen());
         tally.book("h1", true, Duration::from_millis(3), Ok(5));
         tally.book("h1", true, Duration::from_millis(1), Err(Failed::new(Reason::Status, "503")));

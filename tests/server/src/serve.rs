@@ -54,13 +54,7 @@ pub(crate) async fn start(args: &Args, app: &Arc<App>, alive: &mpsc::Sender<()>)
     Ok(ready)
 }
 
-async fn accept(
-    listener: TcpListener,
-    kind: Kind,
-    accept_proxy: AcceptProxy,
-    app: Arc<App>,
-    alive: mpsc::Sender<()>,
-) {
+async fn accept(listener: TcpListener, kind: Kind, accept_proxy: AcceptProxy, app: Arc<App>, alive: mpsc::Sender<()>) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
