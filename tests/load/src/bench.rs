@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::dial::{DialError, Dialer};
+use crate::dial::{DialError, Dialer, KeyExchange};
 use crate::tally::percentile;
 use crate::{Failure, Target};
 
@@ -96,7 +96,7 @@ pub(crate) struct Handshakes {
 impl Handshakes {
     pub(crate) async fn run(self) -> Result<bool, Failure> {
         let counts = Rc::new(Counts::default());
-        let base = self.target.dialer()?;
+        let base = self.target.dialer(KeyExchange::X25519)?;
         let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.path, self.target.host);
         let clean = drive(self.clients, self.seconds, &counts, |until| {
             let dialer = base.with("http/1.1", self.resume);
@@ -145,7 +145,7 @@ pub(crate) struct Idle {
 
 impl Idle {
     pub(crate) async fn run(self) -> Result<bool, Failure> {
-        let dialer = self.target.dialer()?.with("http/1.1", false);
+        let dialer = self.target.dialer(KeyExchange::X25519)?.with("http/1.1", false);
         let mut held = Vec::new();
         for i in 0..self.connections {
             let from = Ipv4Addr::new(127, 0, 0, u8::try_from(2 + i / self.per_address.max(1))?);
@@ -186,7 +186,7 @@ pub(crate) struct Websocket {
 impl Websocket {
     pub(crate) async fn run(self) -> Result<bool, Failure> {
         let counts = Rc::new(Counts::default());
-        let dialer = self.target.dialer()?.with("http/1.1", false);
+        let dialer = self.target.dialer(KeyExchange::X25519)?.with("http/1.1", false);
         let url = format!("ws://{}{}", self.target.host, self.path);
         let clean = drive(self.connections, self.seconds, &counts, |until| {
             let (counts, dialer, url, host) = (counts.clone(), dialer.clone(), url.clone(), self.target.host.clone());

@@ -28,6 +28,15 @@ pub(crate) struct Dialer {
     tls: Option<ClientConfig>,
 }
 
+/// What is offered to servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyExchange {
+    /// All that rustls has, the post-quantum hybrid first.
+    Default,
+    /// The one that every server has: with the hybrid, those that know it would do work that the others do not.
+    X25519,
+}
+
 /// Why no connection came about.
 #[derive(Debug)]
 pub(crate) enum DialError {
@@ -42,8 +51,12 @@ impl Dialer {
     }
 
     /// TLS that trusts the roots in `ca`, or anything where there is none.
-    pub(crate) fn tls(address: SocketAddr, ca: Option<&Path>) -> Result<Self, Failure> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
+    pub(crate) fn tls(address: SocketAddr, ca: Option<&Path>, exchange: KeyExchange) -> Result<Self, Failure> {
+        let mut provider = aws_lc_rs::default_provider();
+        if exchange == KeyExchange::X25519 {
+            provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
+        }
+        let provider = Arc::new(provider);
         let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
         let builder = match ca {
             Some(path) => {

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::dial::Dialer;
+use crate::dial::{Dialer, KeyExchange};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -47,11 +47,11 @@ struct Target {
 }
 
 impl Target {
-    fn dialer(&self) -> Result<Dialer, Failure> {
+    fn dialer(&self, exchange: KeyExchange) -> Result<Dialer, Failure> {
         match (self.plain, &self.ca, self.insecure) {
             (true, ..) => Ok(Dialer::plain(self.target)),
-            (_, Some(ca), _) => Dialer::tls(self.target, Some(ca)),
-            (_, None, true) => Dialer::tls(self.target, None),
+            (_, Some(ca), _) => Dialer::tls(self.target, Some(ca), exchange),
+            (_, None, true) => Dialer::tls(self.target, None, exchange),
             (_, None, false) => Err("one of --ca, --insecure, --plain is needed".into()),
         }
     }
