@@ -119,7 +119,7 @@ def render(medians, cases, args, argv, seconds):
         f"Each number is the median of {args.rounds} alternated round(s) of {args.seconds} s, on {os.cpu_count()} cores of "
         f"{processor()}, Linux {platform.release()}, client, proxy and backend on the same machine, the same ECDSA P-256 "
         "certificate and the same nginx backend for all. CPU is the scheduler's count for all of a proxy's processes, "
-        "divided by the requests that succeeded. New connections offer X25519 alone and ask once. Failed requests are told below the tables. "
+        "divided by the requests that succeeded. New connections use X25519 and ask once. Failed requests are told below the tables. "
         f"{version('nginx', '-v')}; {version('haproxy', '-v').split(' - ')[0]}; caddy {version('caddy', 'version')}.\n",
         "The *pair* is stream with `ssl_preread` before http, PROXY protocol between, and has neither h2 nor websockets; "
         "*tuned* is one nginx with upstream keep-alive, tickets, reuseport and large buffers, and a stream listener on a "

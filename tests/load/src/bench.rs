@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::dial::{DialError, Dialer, KeyExchange};
+use crate::dial::{DialError, Dialer, Offer};
 use crate::tally::percentile;
 use crate::{Failure, Target};
 
@@ -89,6 +89,9 @@ pub(crate) struct Handshakes {
     /// Resume sessions by ticket; full handshakes otherwise.
     #[arg(long)]
     resume: bool,
+    /// TLS 1.2 in place of 1.3.
+    #[arg(long)]
+    tls12: bool,
     #[arg(long, default_value = "/1k")]
     path: String,
 }
@@ -96,7 +99,7 @@ pub(crate) struct Handshakes {
 impl Handshakes {
     pub(crate) async fn run(self) -> Result<bool, Failure> {
         let counts = Rc::new(Counts::default());
-        let base = self.target.dialer(KeyExchange::X25519)?;
+        let base = self.target.dialer(if self.tls12 { Offer::X25519Tls12 } else { Offer::X25519 })?;
         let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.path, self.target.host);
         let clean = drive(self.clients, self.seconds, &counts, |until| {
             let dialer = base.with("http/1.1", self.resume);
@@ -145,7 +148,7 @@ pub(crate) struct Idle {
 
 impl Idle {
     pub(crate) async fn run(self) -> Result<bool, Failure> {
-        let dialer = self.target.dialer(KeyExchange::X25519)?.with("http/1.1", false);
+        let dialer = self.target.dialer(Offer::X25519)?.with("http/1.1", false);
         let mut held = Vec::new();
         for i in 0..self.connections {
             let from = Ipv4Addr::new(127, 0, 0, u8::try_from(2 + i / self.per_address.max(1))?);
@@ -186,7 +189,7 @@ pub(crate) struct Websocket {
 impl Websocket {
     pub(crate) async fn run(self) -> Result<bool, Failure> {
         let counts = Rc::new(Counts::default());
-        let dialer = self.target.dialer(KeyExchange::X25519)?.with("http/1.1", false);
+        let dialer = self.target.dialer(Offer::X25519)?.with("http/1.1", false);
         let url = format!("ws://{}{}", self.target.host, self.path);
         let clean = drive(self.connections, self.seconds, &counts, |until| {
             let (counts, dialer, url, host) = (counts.clone(), dialer.clone(), url.clone(), self.target.host.clone());

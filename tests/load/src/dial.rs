@@ -8,7 +8,8 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, HandshakeKind, RootCertStore, SignatureScheme};
+use rustls::version::TLS12;
+use rustls::{ALL_VERSIONS, ClientConfig, DigitallySignedStruct, HandshakeKind, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,11 +31,13 @@ pub(crate) struct Dialer {
 
 /// What is offered to servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KeyExchange {
-    /// All that rustls has, the post-quantum hybrid first.
-    Default,
-    /// The one that every server has: with the hybrid, those that know it would do work that the others do not.
+pub(crate) enum Offer {
+    /// All that rustls has, the post-quantum key exchange first.
+    All,
+    /// X25519: with the hybrid, servers that know it would do work that the others do not.
     X25519,
+    /// The same, up to TLS 1.2, whose resumption needs no key exchange.
+    X25519Tls12,
 }
 
 /// Why no connection came about.
@@ -51,13 +54,15 @@ impl Dialer {
     }
 
     /// TLS that trusts the roots in `ca`, or anything where there is none.
-    pub(crate) fn tls(address: SocketAddr, ca: Option<&Path>, exchange: KeyExchange) -> Result<Self, Failure> {
+    pub(crate) fn tls(address: SocketAddr, ca: Option<&Path>, offer: Offer) -> Result<Self, Failure> {
         let mut provider = aws_lc_rs::default_provider();
-        if exchange == KeyExchange::X25519 {
-            provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
+        if offer != Offer::All {
+            // In TLS 1.2 the list must name the certificate's curve too.
+            provider.kx_groups = vec![aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1];
         }
         let provider = Arc::new(provider);
-        let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let versions = if offer == Offer::X25519Tls12 { &[&TLS12] } else { ALL_VERSIONS };
+        let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
         let builder = match ca {
             Some(path) => {
                 let mut roots = RootCertStore::empty();

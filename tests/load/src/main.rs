@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::dial::{Dialer, KeyExchange};
+use crate::dial::{Dialer, Offer};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -47,11 +47,11 @@ struct Target {
 }
 
 impl Target {
-    fn dialer(&self, exchange: KeyExchange) -> Result<Dialer, Failure> {
+    fn dialer(&self, offer: Offer) -> Result<Dialer, Failure> {
         match (self.plain, &self.ca, self.insecure) {
             (true, ..) => Ok(Dialer::plain(self.target)),
-            (_, Some(ca), _) => Dialer::tls(self.target, Some(ca), exchange),
-            (_, None, true) => Dialer::tls(self.target, None, exchange),
+            (_, Some(ca), _) => Dialer::tls(self.target, Some(ca), offer),
+            (_, None, true) => Dialer::tls(self.target, None, offer),
             (_, None, false) => Err("one of --ca, --insecure, --plain is needed".into()),
         }
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::dial::{Dialer, KeyExchange};
+use crate::dial::{Dialer, Offer};
 use crate::tally::Tally;
 use crate::{Failure, Target, requests, streams};
 
@@ -101,7 +101,7 @@ impl Run {
         let (stop, end) = watch::channel(false);
         let tally = Rc::new(Tally::new(&self.classes()));
         let context = Context {
-            dialer: self.target.dialer(KeyExchange::Default)?,
+            dialer: self.target.dialer(Offer::All)?,
             host: self.target.host.clone(),
             tally: tally.clone(),
             timeout: Duration::from_secs_f64(self.timeout),
@@ -183,7 +183,7 @@ impl Run {
             transfer.host.clone_from(host);
         }
         if self.transfer_insecure {
-            transfer.dialer = Dialer::tls(self.target.target, None, KeyExchange::Default)?;
+            transfer.dialer = Dialer::tls(self.target.target, None, Offer::All)?;
         }
         for _ in 0..self.transfers {
             let (bytes, ms) = (self.transfer_bytes, self.transfer_ms);
