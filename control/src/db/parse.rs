@@ -8,8 +8,9 @@ use serde::de::IgnoredAny;
 use super::diagnostic::{Diagnostic, Severity};
 use super::fault::Fault;
 use super::model::Db;
+use super::read::Read;
 use super::schema::schema;
-use super::spans::{Kind, Place, Read, Tree};
+use super::spans::{Kind, Place, Tree};
 use super::{build, check, structure};
 
 /// The largest file that is read.
