@@ -107,7 +107,7 @@ fn service(tree: &Tree, node: NodeId, mirror: file::Service) -> Result<Service, 
             Some(file::Http::Https) => Http::Https(field("verify").map(|node| verify(tree, node)).unwrap_or_default()),
         },
         rollout: mirror.rollout.map(rollout).transpose()?.unwrap_or_default(),
-        healthcheck: field("healthcheck").and_then(|node| mapping(tree, node)),
+        healthcheck: field("healthcheck").and_then(|node| healthcheck(tree, node)),
         compose: compose(tree, node),
         line: tree.place(node).line,
     })
@@ -231,6 +231,15 @@ fn mapping(tree: &Tree, node: NodeId) -> Option<serde_yaml::Mapping> {
         serde_yaml::Value::Mapping(mapping) => Some(mapping),
         _ => None,
     }
+}
+
+/// Compose's healthcheck, its command's words as they are written.
+fn healthcheck(tree: &Tree, node: NodeId) -> Option<serde_yaml::Mapping> {
+    let mut healthcheck = mapping(tree, node)?;
+    if let Some(test) = tree.field(node, "test").filter(|test| !tree.elements(*test).is_empty()) {
+        healthcheck.insert("test".into(), one_or_many(tree, test).into());
+    }
+    Some(healthcheck)
 }
 
 /// What is merged into the compose service: `compose`, over the old tool's `additional_properties`.

@@ -425,6 +425,10 @@ impl Claims {
         match self.hosts.get(&host) {
             Some((other, first)) => {
                 let owner = if other == project { "this project".to_owned() } else { format!("`{other}`") };
+                let host = match &host {
+                    HostPattern::Exact(host) => host.to_string(),
+                    HostPattern::Wildcard(parent) => format!("*.{parent}"),
+                };
                 let message = format!("the host `{host}` is claimed twice; first by {owner} on line {}", first.line);
                 report(Fault::error(place, message));
             }

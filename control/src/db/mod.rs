@@ -14,6 +14,7 @@ mod file;
 mod formats;
 mod model;
 mod parse;
+mod read;
 mod resolve;
 mod schema;
 mod spans;

@@ -8,8 +8,9 @@ use serde::de::IgnoredAny;
 use super::diagnostic::{Diagnostic, Severity};
 use super::fault::Fault;
 use super::model::Db;
+use super::read::Read;
 use super::schema::schema;
-use super::spans::{Kind, Place, Read, Tree};
+use super::spans::{Kind, Place, Tree};
 use super::{build, check, structure};
 
 /// The largest file that is read.
@@ -108,7 +109,9 @@ fn projects(file_name: &str, text: &str, tree: &Tree) -> Parsed {
         }
         match build::project(tree, *node) {
             Ok(project) => db.projects.push(project),
-            Err(cause) => report.add(Some(index), Fault::error(tree.place(*node), cause)),
+            Err(cause) => {
+                report.add(Some(index), Fault::error(tree.place(*node), format!("cannot be built: {cause}")));
+            }
         }
     }
     let names: Vec<Option<&str>> = nodes.iter().map(|node| tree.str(tree.field(*node, "name")?)).collect();
@@ -151,10 +154,13 @@ struct Report<'a> {
     file: &'a str,
     text: &'a str,
     /// Sorted by place; the same fault of the same place once, with the project it was first found in.
-    faults: BTreeMap<(Place, Severity, String), (Option<usize>, Option<String>)>,
+    faults: BTreeMap<(Place, Severity, String), Found>,
     /// Projects with an error.
     faulty: HashSet<usize>,
 }
+
+/// The project that a fault stands in, by its index, and what to do about it.
+type Found = (Option<usize>, Option<String>);
 
 impl<'a> Report<'a> {
     fn new(file: &'a str, text: &'a str) -> Self {

@@ -187,6 +187,18 @@ impl Walk<'_> {
     }
 
     fn wrong_type(&mut self, id: NodeId, branches: &[&'static Schema], what: &str) {
+        let unit = branches.iter().find_map(|branch| match branch["format"].as_str()? {
+            "duration" | "limit" | "compose-duration" => Some("s"),
+            "size" => Some("MB"),
+            _ => None,
+        });
+        if let (Some(unit), Kind::Scalar(Scalar { value: Resolved::Int(number), .. })) =
+            (unit, &self.tree.node(id).kind)
+        {
+            let fault = Fault::error(self.tree.place(id), format!("{what} needs a unit"));
+            self.faults.push(fault.hint(format!("such as `{number}{unit}`")));
+            return;
+        }
         let mut expected: Vec<&str> = branches.iter().flat_map(|branch| types(branch)).filter_map(described).collect();
         expected.dedup();
         let expected = match expected.as_slice() {
