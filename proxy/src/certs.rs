@@ -149,4 +149,4 @@ pub(crate) fn asks_for_acme(hello: &ClientHello<'_>) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

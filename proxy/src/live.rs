@@ -11,6 +11,7 @@ use crate::host::{Host, HostPattern};
 use crate::path::PathPrefix;
 use crate::table::{Edge, RouteTable, Site, UpstreamName};
 
+pub mod bench;
 mod rebuild;
 mod store;
 mod upstream;
@@ -112,13 +113,8 @@ impl Live {
 impl LiveSite {
     /// Finds the route of a path (without its query): the longest prefix of whole segments.
     pub(crate) fn route(&self, path: &str) -> Option<&LiveRoute> {
-        self.routes.iter().find(|route| is_under(path, route.path.as_str()))
+        self.routes.iter().find(|route| route.path.matches(path))
     }
-}
-
-/// Tells whether `path` is `prefix` or goes on behind it with a new segment.
-fn is_under(path: &str, prefix: &str) -> bool {
-    prefix == "/" || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! It is compared with `==` to find out that nothing changed. It holds no sockets, no counters and no
 //! certificates, and it is built by others: the proxy only reads it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -157,7 +158,7 @@ pub struct Site {
 impl Site {
     /// A site with its routes sorted, longest prefix first, open to everyone and without edits.
     pub fn new(label: impl Into<Arc<str>>, mut routes: Vec<Route>) -> Self {
-        routes.sort_by(|a, b| b.path.as_str().len().cmp(&a.path.as_str().len()));
+        routes.sort_by_key(|route| Reverse(route.path.len()));
         Self {
             label: label.into(),
             routes,

@@ -2,6 +2,7 @@
 //!
 //! It decides and builds, and touches no endpoint but for its listed health; [`super::store`] swaps and closes.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +10,6 @@ use std::time::Instant;
 use super::{Entry, Live, LiveRoute, LiveSite, LiveTarget, LiveUpstream};
 use crate::endpoint::Endpoint;
 use crate::host::HostPattern;
-use crate::path::PathPrefix;
 use crate::table::{Action, Policy, RouteTable, Site, Target, Upstream, UpstreamName};
 
 /// The next snapshot, and what it no longer names.
@@ -177,9 +177,8 @@ impl Sites<'_> {
             };
             routes.push(LiveRoute { path: route.path.clone(), strip: route.strip, target });
         }
-        let length = |path: &PathPrefix| path.as_str().len();
-        routes.sort_by(|a, b| length(&b.path).cmp(&length(&a.path)));
-        let has_path_routes = routes.iter().any(|route| route.path.as_str() != "/");
+        routes.sort_by_key(|route| Reverse(route.path.len()));
+        let has_path_routes = routes.iter().any(|route| !route.path.is_empty());
         LiveSite { site: site.clone(), routes, has_path_routes }
     }
 

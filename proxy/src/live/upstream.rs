@@ -89,9 +89,12 @@ impl LiveUpstream {
             }
             let (best, other) = match (first, second) {
                 (None, _) => continue,
-                (Some(a), None) => (a, None),
-                (Some(a), Some(b)) if less_loaded(a, b).key == a.key => (a, Some(b)),
-                (Some(a), Some(b)) => (b, Some(a)),
+                (Some(only), None) => (only, None),
+                (Some(a), Some(b)) => {
+                    // The reservoir keeps the table's order; a tie must not always go to the first.
+                    let (a, b) = if fastrand::bool() { (a, b) } else { (b, a) };
+                    if b.load() < a.load() { (b, Some(a)) } else { (a, Some(b)) }
+                }
             };
             let lease = best.try_lease(class).or_else(|| other.and_then(|other| other.try_lease(class)));
             // Both gone between look and lease: any other will do, in order of rank.
