@@ -1,5 +1,7 @@
 //! Inner functions for fuzz targets and benches alone: no part of the API.
 
+pub use crate::live::bench::Snapshots;
+
 pub mod error_page {
     pub use crate::error_page::*;
 }
