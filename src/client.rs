@@ -41,8 +41,9 @@ fn ask(root: &Root, method: Method, path: &str) -> Result<Bytes, Failure> {
 
 async fn exchange(root: &Root, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
     let stream = connect(root).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("the control socket does not answer")?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .context("the control socket does not answer")?;
     let connection = tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header(http::header::HOST, "itsup");
     let request = request.body(Empty::<Bytes>::new()).context("the request cannot be made")?;

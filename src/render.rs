@@ -51,7 +51,9 @@ impl Output {
     pub(crate) fn ready(&self, ready: &Ready) -> Result<(), Failure> {
         if self.json {
             let mut value = serde_json::json!({ "ready": true, "pid": std::process::id() });
-            if let (Some(all), Ok(serde_json::Value::Object(own))) = (value.as_object_mut(), serde_json::to_value(ready)) {
+            if let (Some(all), Ok(serde_json::Value::Object(own))) =
+                (value.as_object_mut(), serde_json::to_value(ready))
+            {
                 all.extend(own);
             }
             return self.line(&value.to_string());

@@ -27,7 +27,9 @@ use crate::observed::{Engine, NETWORK, Observed};
 use crate::resolve::{self, Resolved};
 use crate::routes::{self, RouteInputs};
 use crate::settings::{Root, Settings, Sources};
-use crate::status::{CertificateReport, DockerReport, EndpointReport, Listen, ReloadReport, StatusReport, UpstreamReport};
+use crate::status::{
+    CertificateReport, DockerReport, EndpointReport, Listen, ReloadReport, StatusReport, UpstreamReport,
+};
 use certificates::Certificates;
 pub use load::{Refused, read_settings};
 
@@ -377,7 +379,13 @@ impl Actor {
         let changes = published.changed.then_some(changes);
         if let Some(Changes { added, removed, changed, .. }) = &changes {
             let generation = published.generation;
-            tracing::info!(generation, added = added.len(), removed = removed.len(), changed = changed.len(), "published");
+            tracing::info!(
+                generation,
+                added = added.len(),
+                removed = removed.len(),
+                changed = changed.len(),
+                "published"
+            );
         }
         self.show();
         changes

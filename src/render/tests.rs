@@ -33,11 +33,17 @@ fn status() -> StatusReport {
         listen: Listen { http: "[::]:80".into(), https: "[::]:443".into(), api: Some("127.0.0.1:8888".into()) },
         docker: DockerReport { state: "up".into(), detail: Some("28.0.1".into()) },
         upstreams: vec![
-            upstream("web/app", vec![endpoint("172.18.0.2:8080", "up", 130), endpoint("172.18.0.3:8080", "set aside", 0)]),
+            upstream(
+                "web/app",
+                vec![endpoint("172.18.0.2:8080", "up", 130), endpoint("172.18.0.3:8080", "set aside", 0)],
+            ),
             upstream("nas", vec![]),
         ],
         draining: vec![endpoint("172.18.0.9:8080", "draining", 1)],
-        certificates: vec![certificate("a.example.com", Some("./certs/a.example.com/fullchain.pem"), 3), certificate("*.b.example.com", None, 6)],
+        certificates: vec![
+            certificate("a.example.com", Some("./certs/a.example.com/fullchain.pem"), 3),
+            certificate("*.b.example.com", None, 6),
+        ],
         reloads: Reloads { done: 6, refused: 1 },
         last_good: false,
         diagnostics: Vec::new(),
@@ -86,10 +92,15 @@ fn a_reload_lists_what_it_did() {
     };
     let text = reload_text(&report, false);
     assert!(text.starts_with("+ new.example.com\n~ h0.example.com\n"), "{text}");
-    assert!(text.ends_with(
-        "~ h49.example.com\n~ 1 more\n- old.example.com\ngeneration 8: 1 added, 51 changed, 1 removed\n"
-    ));
-    assert_eq!(reload_text(&ReloadReport { generation: 8, ..ReloadReport::default() }, false), "generation 8: nothing changed\n");
+    assert!(
+        text.ends_with(
+            "~ h49.example.com\n~ 1 more\n- old.example.com\ngeneration 8: 1 added, 51 changed, 1 removed\n"
+        )
+    );
+    assert_eq!(
+        reload_text(&ReloadReport { generation: 8, ..ReloadReport::default() }, false),
+        "generation 8: nothing changed\n"
+    );
 }
 
 #[test]

@@ -116,11 +116,7 @@ impl InternalCa {
     /// The certificates of these hosts: those there are, and new ones where none is or it is due. Others are forgotten.
     ///
     /// What could not be renewed stays as it was, and the error says why.
-    pub fn leaves(
-        &mut self,
-        hosts: &[HostPattern],
-        now: SystemTime,
-    ) -> (&HashMap<HostPattern, Leaf>, Option<CaError>) {
+    pub fn leaves(&mut self, hosts: &[HostPattern], now: SystemTime) -> (&HashMap<HostPattern, Leaf>, Option<CaError>) {
         let mut fault = None;
         if self.intermediate.is_due(&self.root, now) {
             match make_intermediate(&self.folder, &self.root, now) {

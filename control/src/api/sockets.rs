@@ -87,7 +87,8 @@ fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 
 /// Gives a file to the group. Who may not do that keeps it for himself.
 fn open_to_group(path: &Path, group: u32, mode: u32) -> bool {
-    let opened = chown(path, None, Some(group)).and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)));
+    let opened =
+        chown(path, None, Some(group)).and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)));
     if let Err(error) = &opened {
         tracing::warn!("{}: cannot be opened to the group {GROUP}: {error}", path.display());
     }

@@ -15,7 +15,8 @@ use crate::control::{Start, read_settings};
 use crate::settings::{Root, Sources};
 
 const GOOD: &str = "projects:\n  - name: hello\n    domain: hello.localhost\n";
-const TWO: &str = "projects:\n  - name: hello\n    domain: hello.localhost\n  - name: more\n    domain: more.localhost\n";
+const TWO: &str =
+    "projects:\n  - name: hello\n    domain: hello.localhost\n  - name: more\n    domain: more.localhost\n";
 
 /// Control with all of its doors, on a root of its own.
 struct World {
@@ -44,7 +45,8 @@ impl World {
         let settings = read_settings(&root, &mut sources, cores).unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let access_log = AccessLogTarget::Off;
-        let proxy = Proxy::bind(Config { http: any, https: any, threads: cores, access_log, limits: Limits::default() });
+        let proxy =
+            Proxy::bind(Config { http: any, https: any, threads: cores, access_log, limits: Limits::default() });
         let proxy = proxy.unwrap();
         let listener = TcpListener::bind(any).await.unwrap();
         let tcp = listener.local_addr().unwrap();
@@ -139,7 +141,10 @@ async fn a_fault_changes_nothing_and_all_faults_are_told() {
     let (status, report) = world.reload().await;
     assert_eq!(status, 422);
     let files: Vec<_> = report["diagnostics"].as_array().unwrap().iter().map(|d| d["file"].as_str().unwrap()).collect();
-    assert!(files.iter().any(|file| file.ends_with("db.yml")) && files.iter().any(|file| file.ends_with(".env")), "{report}");
+    assert!(
+        files.iter().any(|file| file.ends_with("db.yml")) && files.iter().any(|file| file.ends_with(".env")),
+        "{report}"
+    );
     assert!(report["error"].as_str().unwrap().contains("nothing was changed"), "{report}");
     assert_eq!(*world.proxy.table(), *table);
     let (_, status) = world.control("GET", "/status").await;
@@ -156,7 +161,8 @@ async fn a_fault_changes_nothing_and_all_faults_are_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_start_a_faulty_project_is_left_out_and_the_others_serve() {
-    let world = World::start(format!("{GOOD}  - name: bad\n    domain: bad.localhost\n    nonsense: 1\n").as_bytes()).await;
+    let world =
+        World::start(format!("{GOOD}  - name: bad\n    domain: bad.localhost\n    nonsense: 1\n").as_bytes()).await;
     assert_eq!(world.hosts(), ["hello.localhost"]);
     let (_, status) = world.control("GET", "/status").await;
     assert_eq!(status["diagnostics"][0]["project"], "bad", "{status}");
@@ -232,9 +238,13 @@ async fn every_door_has_its_own_rules() {
 #[test]
 fn loopback_is_told_in_both_families() {
     let none = HeaderMap::new();
-    for (peer, direct) in
-        [("127.0.0.1:1", true), ("127.9.9.9:1", true), ("[::1]:1", true), ("[::ffff:127.0.0.1]:1", true), ("10.0.0.1:1", false)]
-    {
+    for (peer, direct) in [
+        ("127.0.0.1:1", true),
+        ("127.9.9.9:1", true),
+        ("[::1]:1", true),
+        ("[::ffff:127.0.0.1]:1", true),
+        ("10.0.0.1:1", false),
+    ] {
         assert_eq!(is_direct_loopback(peer.parse().unwrap(), &none), direct, "{peer}");
     }
 }

@@ -70,8 +70,12 @@ impl Certificates {
 
     /// Reads the user's files anew, and tries the internal CA again where it failed.
     pub fn read(&mut self, db: &Db, now: SystemTime) {
-        let named: BTreeSet<Place> =
-            db.projects.iter().filter(|project| project.enabled).filter_map(|project| self.named(&project.tls)).collect();
+        let named: BTreeSet<Place> = db
+            .projects
+            .iter()
+            .filter(|project| project.enabled)
+            .filter_map(|project| self.named(&project.tls))
+            .collect();
         self.read_warnings = self.store.read(&self.root.certs(), &named);
         if self.ca.is_none() {
             self.open_ca(now);
