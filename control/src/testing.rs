@@ -21,6 +21,8 @@ pub(crate) fn project(name: &str, services: Vec<Service>) -> Project {
         hsts: None,
         compress: false,
         services,
+        before: Vec::new(),
+        webhook: None,
         line: 1,
     }
 }
@@ -34,10 +36,12 @@ pub(crate) fn service(name: &str) -> Service {
         passthrough: false,
         domain: None,
         env: Vec::new(),
+        env_file: Vec::new(),
         volumes: Vec::new(),
         command: None,
         restart: None,
         depends_on: Vec::new(),
+        depends_on_conditions: None,
         labels: Default::default(),
         replicas: 1,
         proxy_protocol: None,
@@ -46,6 +50,8 @@ pub(crate) fn service(name: &str) -> Service {
         timeouts: Timeouts::default(),
         max_body: None,
         http: Http::H1,
+        rollout: Default::default(),
+        healthcheck: None,
         compose: None,
         line: 1,
     }

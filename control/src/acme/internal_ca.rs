@@ -114,25 +114,32 @@ impl InternalCa {
     }
 
     /// The certificates of these hosts: those there are, and new ones where none is or it is due. Others are forgotten.
-    pub fn leaves(&mut self, hosts: &[HostPattern], now: SystemTime) -> Result<&HashMap<HostPattern, Leaf>, CaError> {
+    ///
+    /// What could not be renewed stays as it was, and the error says why.
+    pub fn leaves(&mut self, hosts: &[HostPattern], now: SystemTime) -> (&HashMap<HostPattern, Leaf>, Option<CaError>) {
+        let mut fault = None;
         if self.intermediate.is_due(&self.root, now) {
-            self.intermediate = make_intermediate(&self.folder, &self.root, now)?;
+            match make_intermediate(&self.folder, &self.root, now) {
+                Ok(intermediate) => self.intermediate = intermediate,
+                Err(error) => fault = Some(error),
+            }
         }
         let mut old = std::mem::take(&mut self.leaves);
         let mut kept = HashMap::with_capacity(hosts.len());
         let mut missing = Vec::new();
         for host in hosts {
-            match old.remove(host) {
-                Some(leaf) if !leaf.is_due(now) => {
-                    kept.insert(host.clone(), leaf);
-                }
-                _ => missing.push(host.clone()),
+            let leaf = old.remove(host);
+            if leaf.as_ref().is_none_or(|leaf| leaf.is_due(now)) {
+                missing.push(host.clone());
             }
+            kept.extend(leaf.map(|leaf| (host.clone(), leaf)));
+        }
+        match make_leaves(&self.intermediate, &missing, now) {
+            Ok(made) => kept.extend(missing.into_iter().zip(made)),
+            Err(error) => fault = Some(error),
         }
         self.leaves = kept;
-        let made = make_leaves(&self.intermediate, &missing, now)?;
-        self.leaves.extend(missing.into_iter().zip(made));
-        Ok(&self.leaves)
+        (&self.leaves, fault)
     }
 }
 

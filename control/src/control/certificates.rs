@@ -104,17 +104,12 @@ impl Certificates {
         let internal = wanted.iter().zip(choices).filter(|(_, choice)| **choice == Choice::Internal);
         let internal: Vec<HostPattern> = internal.map(|(wanted, _)| wanted.host.clone()).collect();
         let none = HashMap::new();
-        let leaves = match self.ca.as_mut().map(|ca| ca.leaves(&internal, now)) {
-            None => &none,
-            Some(Ok(leaves)) => {
-                self.ca_fault = None;
-                leaves
-            }
-            Some(Err(error)) => {
-                self.ca_fault = Some(error.to_string());
-                &none
-            }
-        };
+        let mut leaves = &none;
+        if let Some(ca) = &mut self.ca {
+            let (made, fault) = ca.leaves(&internal, now);
+            self.ca_fault = fault.map(|error| error.to_string());
+            leaves = made;
+        }
         let mut table = CertTable::new();
         self.shown.clear();
         for (Wanted { host, .. }, choice) in wanted.iter().zip(choices) {

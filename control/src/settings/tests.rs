@@ -115,3 +115,14 @@ fn a_missing_env_file_is_an_empty_one() {
     assert_eq!(faults.len(), 1);
     assert!(faults[0].to_string().starts_with(&format!("{}:2: ", root.env().display())), "{}", faults[0]);
 }
+
+#[test]
+fn the_sample_explains_every_variable_with_a_value_that_is_taken() {
+    let sample = include_str!("../../../.env.sample");
+    assert_eq!(resolve(sample), resolve(""), "as it stands it sets nothing");
+    for variable in Variable::ALL {
+        let line = sample.lines().find(|line| line.starts_with(&format!("#{}=", variable.name())));
+        let line = line.unwrap_or_else(|| panic!("{} is not explained", variable.name()));
+        resolve(line.trim_start_matches('#')).unwrap();
+    }
+}

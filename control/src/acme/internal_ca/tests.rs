@@ -90,11 +90,11 @@ fn the_intermediate_is_renewed_at_two_thirds_under_the_same_root() {
     let folder = tempfile::tempdir().unwrap();
     let (mut ca, _) = open(folder.path(), day(0));
     let before = ca.intermediate.der.clone();
-    ca.leaves(&[host("a.example.com")], day(240)).unwrap();
+    ca.leaves(&[host("a.example.com")], day(240));
     assert_eq!(ca.intermediate.der, before);
     assert!(!ca.is_due(day(240)));
     assert!(ca.is_due(day(244)));
-    ca.leaves(&[host("a.example.com")], day(244)).unwrap();
+    ca.leaves(&[host("a.example.com")], day(244));
     assert_ne!(ca.intermediate.der, before);
     verify(&ca.root.der, &chain(&ca, "a.example.com", day(244)), "a.example.com", day(244)).unwrap();
     assert_eq!(open(folder.path(), day(245)).0.intermediate.der, ca.intermediate.der);
@@ -102,7 +102,7 @@ fn the_intermediate_is_renewed_at_two_thirds_under_the_same_root() {
     let last = day(3650);
     let (mut ca, notes) = open(folder.path(), last);
     assert!(notes[0].contains("the root ends in 2 days"), "{notes:?}");
-    ca.leaves(&[], last).unwrap();
+    assert!(ca.leaves(&[], last).1.is_none());
     assert!(!ca.is_due(last));
 }
 
@@ -111,22 +111,39 @@ fn leaves_are_kept_until_two_thirds_and_forgotten_with_their_host() {
     let folder = tempfile::tempdir().unwrap();
     let (mut ca, _) = open(folder.path(), day(0));
     let (a, b) = (host("a.example.com"), host("*.b.example.com"));
-    let first = ca.leaves(&[a.clone(), b.clone()], day(0)).unwrap().clone();
-    let again = ca.leaves(&[a.clone(), b.clone()], day(4)).unwrap().clone();
+    let first = ca.leaves(&[a.clone(), b.clone()], day(0)).0.clone();
+    let again = ca.leaves(&[a.clone(), b.clone()], day(4)).0.clone();
     assert!(Arc::ptr_eq(&first[&a].cert, &again[&a].cert) && Arc::ptr_eq(&first[&b].cert, &again[&b].cert));
     assert!(!ca.is_due(day(4)));
     assert!(ca.is_due(day(5)));
-    let renewed = ca.leaves(std::slice::from_ref(&a), day(5)).unwrap();
+    let renewed = ca.leaves(std::slice::from_ref(&a), day(5)).0;
     assert!(!Arc::ptr_eq(&first[&a].cert, &renewed[&a].cert));
     assert_eq!(renewed.len(), 1);
     assert_eq!(renewed[&a].not_after, day(12));
 }
 
 #[test]
+fn a_renewal_that_fails_takes_no_certificate_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut ca, _) = open(folder.path(), day(0));
+    let a = host("a.example.com");
+    ca.leaves(std::slice::from_ref(&a), day(0));
+    let path = folder.path().join("ca");
+    fs::rename(&path, folder.path().join("away")).unwrap();
+    let (leaves, fault) = ca.leaves(std::slice::from_ref(&a), day(244));
+    assert!(leaves.contains_key(&a));
+    assert!(fault.unwrap().to_string().contains("intermediate.key"));
+    assert!(ca.is_due(day(244)), "it is tried again");
+    fs::rename(folder.path().join("away"), &path).unwrap();
+    assert!(ca.leaves(std::slice::from_ref(&a), day(244)).1.is_none());
+    assert!(!ca.is_due(day(244)));
+}
+
+#[test]
 fn a_clock_that_jumps_back_makes_new_leaves() {
     let folder = tempfile::tempdir().unwrap();
     let (mut ca, _) = open(folder.path(), day(100));
-    ca.leaves(&[host("a.example.com")], day(100)).unwrap();
+    ca.leaves(&[host("a.example.com")], day(100));
     assert!(!ca.is_due(day(100) - Duration::from_secs(30 * 60)));
     assert!(ca.is_due(day(50)));
     // The root stays: its time will come again.
@@ -212,10 +229,10 @@ fn ten_thousand_hosts_take_seconds_and_a_reload_makes_only_the_new_one() {
     let (mut ca, _) = open(folder.path(), day(0));
     let mut hosts: Vec<_> = (0..10_000).map(|n| host(&format!("h{n}.example.com"))).collect();
     let start = std::time::Instant::now();
-    let first = ca.leaves(&hosts, day(0)).unwrap().clone();
+    let first = ca.leaves(&hosts, day(0)).0.clone();
     println!("10,000 leaves: {:?}", start.elapsed());
     hosts.push(host("new.example.com"));
-    let second = ca.leaves(&hosts, day(0)).unwrap();
+    let second = ca.leaves(&hosts, day(0)).0;
     assert_eq!(second.len(), 10_001);
     assert!(first.iter().all(|(host, leaf)| Arc::ptr_eq(&leaf.cert, &second[host].cert)));
 }
