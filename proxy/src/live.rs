@@ -11,7 +11,7 @@ use crate::host::{Host, HostPattern};
 use crate::path::PathPrefix;
 use crate::table::{Edge, RouteTable, Site, UpstreamName};
 
-pub mod bench;
+pub(crate) mod bench;
 mod rebuild;
 mod store;
 mod upstream;

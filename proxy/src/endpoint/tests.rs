@@ -23,7 +23,7 @@ fn leases_are_counted_by_class_and_counted_down_on_drop() {
     let mut upgraded = endpoint.try_lease(Class::Request).unwrap();
     let _pass = endpoint.try_lease(Class::Passthrough).unwrap();
     upgraded.become_class(Class::Websocket);
-    assert_eq!(upgraded.class(), Class::Websocket);
+    assert_eq!(upgraded.class, Class::Websocket);
     assert_eq!(endpoint.in_flight(), InFlight { requests: 1, websockets: 1, passthrough: 1 });
     drop(request);
     drop(upgraded);
