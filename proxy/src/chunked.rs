@@ -152,7 +152,7 @@ mod tests {
             (&b"0\r\n\r\n"[..], 5),
             (b"5\r\nhello\r\n0\r\n\r\nGET /", 15),
             (b"A;name=value\r\n0123456789\r\n0\r\n\r\n", 31),
-            (b"0\r\nX-Sum: 1\r\n\r\nrest", 16),
+            (b"0\r\nX-Sum: 1\r\n\r\nrest", 15),
             (b"00\r\n\r\n", 6),
         ] {
             assert_eq!(whole(body), Ok((end, true)), "{}", body.escape_ascii());
