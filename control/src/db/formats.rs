@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn formats() {
         for (format, good, bad) in [
-            ("host", &["example.com", "a-b.c"][..], &["", "a b", "http://a.com", "*.a.com", "a..b"][..]),
+            ("host", &["example.com", "a-b.c"][..], &["", "a b", "-a.com", "http://a.com", "*.a.com", "a..b"][..]),
             ("host-pattern", &["*.example.com", "a.b"], &["*", "a.*.b", "**.a"]),
             ("path", &["/", "/api", "/a/b/"], &["api", "/../x", "/a b", "/a?b", ""]),
             ("health-path", &["/", "/up?full=1"], &["up", "/a b", "/a#b", "/ü"]),
