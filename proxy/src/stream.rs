@@ -137,6 +137,9 @@ impl Downstream {
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if matches!(self.body, Body::Open) && self.ahead.is_empty() {
+            return self.poll_below(cx, buf);
+        }
         let room = match &self.body {
             Body::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(buf.remaining()),
             _ => buf.remaining(),
