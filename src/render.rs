@@ -208,7 +208,7 @@ fn status_text(report: &StatusReport, coloured: bool) -> String {
 /// One table for endpoints and certificates, so that everything stands in line.
 fn status_table(report: &StatusReport) -> Table {
     let mut table = Table::new();
-    table.head(["UPSTREAM", "ENDPOINT", "STATE", "REQUESTS", "WEBSOCKETS", "PASSTHROUGH"]);
+    table.head(["UPSTREAM", "ENDPOINT", "STATE", "REQUESTS", "STREAMS", "WEBSOCKETS", "PASSTHROUGH"]);
     for upstream in &report.upstreams {
         for endpoint in &upstream.endpoints {
             endpoint_row(&mut table, &upstream.name, endpoint);
@@ -244,13 +244,14 @@ fn status_table(report: &StatusReport) -> Table {
 
 fn endpoint_row(table: &mut Table, upstream: &str, endpoint: &EndpointReport) {
     let count = endpoint.in_flight;
-    let counts = [count.requests, count.websockets, count.passthrough].map(|count| count.to_string());
-    let [requests, websockets, passthrough] = counts.each_ref().map(String::as_str);
+    let counts = [count.requests, count.streams, count.websockets, count.passthrough].map(|count| count.to_string());
+    let [requests, streams, websockets, passthrough] = counts.each_ref().map(String::as_str);
     table.row([
         (upstream, None),
         (endpoint.address.as_str(), None),
         (endpoint.state.as_str(), Some(state_colour(&endpoint.state))),
         (requests, None),
+        (streams, None),
         (websockets, None),
         (passthrough, None),
     ]);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use itsup_proxy::Tally;
 use itsup_proxy::status::{EndpointState, EndpointStatus, InFlight};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -70,14 +71,35 @@ pub struct EndpointReport {
     /// `up`, `unhealthy`, `set aside` or `draining`.
     pub state: String,
     pub in_flight: InFlightReport,
+    #[serde(default)]
+    pub tally: TallyReport,
 }
 
 /// What an endpoint is serving.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InFlightReport {
+    /// Requests that are soon over.
     pub requests: u32,
+    /// Event streams, uploads, downloads.
+    #[serde(default)]
+    pub streams: u32,
     pub websockets: u32,
     pub passthrough: u32,
+}
+
+/// What an endpoint has done since it came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TallyReport {
+    pub served: u64,
+    /// Answers of 500 and above.
+    pub server_errors: u64,
+    /// Requests without a valid answer, or with half of one.
+    pub broken: u64,
+    pub connect_failures: u64,
+    /// Requests that were given to another endpoint or connection.
+    pub retried: u64,
+    /// Ended from here, to let it go.
+    pub cut: u64,
 }
 
 /// The certificate that a host shows.
@@ -147,13 +169,21 @@ impl From<&EndpointStatus> for EndpointReport {
             address: endpoint.address.clone(),
             state: state.into(),
             in_flight: endpoint.in_flight.into(),
+            tally: endpoint.tally.into(),
         }
     }
 }
 
 impl From<InFlight> for InFlightReport {
-    fn from(InFlight { requests, websockets, passthrough }: InFlight) -> Self {
-        InFlightReport { requests, websockets, passthrough }
+    fn from(InFlight { requests, streams, websockets, passthrough }: InFlight) -> Self {
+        InFlightReport { requests, streams, websockets, passthrough }
+    }
+}
+
+impl From<Tally> for TallyReport {
+    fn from(tally: Tally) -> Self {
+        let Tally { served, server_errors, broken, connect_failures, retried, cut } = tally;
+        TallyReport { served, server_errors, broken, connect_failures, retried, cut }
     }
 }
 

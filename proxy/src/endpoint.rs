@@ -3,16 +3,18 @@
 //! It knows no route, no upstream policy and no socket. Everything in it that changes is an atomic: data
 //! threads share it without a lock.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::status::{EndpointState, EndpointStatus, InFlight};
 use crate::table::{Address, EndpointId, EndpointSpec, Protocol};
+use crate::tally::Tallies;
 
 mod gate;
 
-pub(crate) use gate::Class;
+pub use gate::Class;
 use gate::{Counts, Gate};
 
 /// The first time a failing endpoint is set aside for; each further round doubles it.
@@ -33,6 +35,8 @@ pub(crate) struct Endpoint {
     /// address never inherits another container's sockets.
     pub key: u64,
     gate: Gate,
+    /// Beside the gate: whoever counts has just had the gate's cache line to itself.
+    tally: Tallies,
     born: Instant,
     /// The table says that it is unhealthy.
     listed_unhealthy: AtomicBool,
@@ -52,10 +56,19 @@ impl Endpoint {
             protocol: spec.protocol.clone(),
             key: KEYS.fetch_add(1, Ordering::Relaxed),
             gate: Gate::new(),
+            tally: Tallies::default(),
             born: now,
             listed_unhealthy: AtomicBool::new(spec.unhealthy),
             probed_unhealthy: AtomicBool::new(false),
             set_aside: AtomicU64::new(0),
+        }
+    }
+
+    /// Where its connections go, where that is a TCP address.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        match self.address {
+            Address::Tcp(address) => Some(address),
+            Address::Unix(_) => None,
         }
     }
 
@@ -92,6 +105,11 @@ impl Endpoint {
     /// The gate, for whoever waits until it is empty.
     pub(crate) fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// What it has done, to be added to.
+    pub(crate) fn tally(&self) -> &Tallies {
+        &self.tally
     }
 
     /// Takes over what the table says of its health.
@@ -167,7 +185,13 @@ impl Endpoint {
         } else {
             EndpointState::Up
         };
-        EndpointStatus { id: self.id.clone(), address: self.address.to_string(), state, in_flight: self.in_flight() }
+        EndpointStatus {
+            id: self.id.clone(),
+            address: self.address.to_string(),
+            state,
+            in_flight: self.in_flight(),
+            tally: self.tally.read(),
+        }
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -213,11 +237,7 @@ fn back_off(round: u8, random: u64) -> u64 {
 
 impl From<Counts> for InFlight {
     fn from(counts: Counts) -> Self {
-        Self {
-            requests: counts.of(Class::Request),
-            websockets: counts.of(Class::Websocket),
-            passthrough: counts.of(Class::Passthrough),
-        }
+        Self::from_fn(|class| counts.of(class))
     }
 }
 
@@ -233,6 +253,11 @@ impl Lease {
     /// The endpoint to use.
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// What it is counted as.
+    pub(crate) fn class(&self) -> Class {
+        self.class
     }
 
     /// Counts it as another class from here on: a request that has become a websocket.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +11,13 @@ use pingora::apps::ServerApp;
 use rustls::{HandshakeKind, ProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 use crate::conn::{Conn, Ends};
 use crate::dial::dial;
+use crate::ending::{Listed, Way};
+use crate::endpoint::Class;
 use crate::hello::{self, HelloReader};
 use crate::live::{Entry, Live, LiveUpstream};
 use crate::prefixed::Prefixed;
@@ -169,7 +173,8 @@ fn passing(live: &Live, sni: &str) -> Option<Arc<LiveUpstream>> {
 
 async fn pass(worker: Arc<Worker>, tcp: TcpStream, opening: Opening, idle: Duration, seat: Seat) {
     let Ok(local) = tcp.local_addr() else { return };
-    let mut dialed = match dial(&worker, |live| passing(live, &opening.sni), (opening.client, local)).await {
+    let ends = (opening.client, local);
+    let mut dialed = match dial(&worker, |live| passing(live, &opening.sni), ends, tcp.as_raw_fd()).await {
         Ok(dialed) => dialed,
         Err(error) => {
             worker.count().add(|c| &c.pass_failed);
@@ -183,7 +188,11 @@ async fn pass(worker: Arc<Worker>, tcp: TcpStream, opening: Opening, idle: Durat
     }
     let replayed = opening.buffered.len() as u64;
     drop(opening);
-    let passed = relay(&tcp, &dialed.tcp, idle).await;
+    let told = Arc::new(Notify::new());
+    let endpoint = dialed.lease.endpoint().clone();
+    let listed = Listed::new(endpoint.key, Class::Passthrough, Way::Relay(told.clone()));
+    let passed = relay(&tcp, &dialed.tcp, idle, told.notified()).await;
+    endpoint.tally().add(if listed.is_told() { |t| &t.cut } else { |t| &t.served });
     let count = worker.count();
     count.add(|c| &c.passed);
     count.passed_in.fetch_add(replayed + passed.to_endpoint, std::sync::atomic::Ordering::Relaxed);
@@ -191,7 +200,7 @@ async fn pass(worker: Arc<Worker>, tcp: TcpStream, opening: Opening, idle: Durat
     if let Some(error) = passed.error {
         tracing::debug!(%error, "a passthrough connection ended");
     }
-    drop((dialed.lease, seat));
+    drop((listed, dialed, tcp, seat));
 }
 
 async fn terminate(worker: Arc<Worker>, tcp: TcpStream, peer: SocketAddr, opening: Opening, seat: Seat) {
@@ -215,7 +224,7 @@ async fn terminate(worker: Arc<Worker>, tcp: TcpStream, peer: SocketAddr, openin
 async fn handshake(worker: &Worker, tcp: TcpStream, peer: SocketAddr, opening: Opening) -> io::Result<Box<Downstream>> {
     let cert = worker.shared.certs.find(&opening.sni);
     let acceptor = TlsAcceptor::from(worker.shared.tls.sites.clone());
-    let ends = Ends { peer, client: opening.client, local_port: tcp.local_addr()?.port() };
+    let ends = Ends { peer, client: opening.client, local_port: tcp.local_addr()?.port(), fd: tcp.as_raw_fd() };
     let prefixed = Prefixed::new(opening.buffered.freeze(), tcp);
     let tls = tokio::time::timeout(worker.shared.limits.handshake, acceptor.accept(prefixed))
         .await

@@ -12,13 +12,17 @@ mod conn;
 mod crowd;
 mod dial;
 pub mod drain;
+mod ending;
 mod endpoint;
 mod error_page;
+mod frames;
 mod front;
 mod h1;
+mod hangup;
 mod head;
 mod headers;
 mod hello;
+mod hold;
 pub mod host;
 mod http;
 #[doc(hidden)]
@@ -41,6 +45,7 @@ pub mod status;
 mod stream;
 mod sync;
 pub mod table;
+mod tally;
 mod tls;
 mod welcome;
 mod worker;
@@ -49,13 +54,16 @@ pub use access::{Access, AccessError, BasicUser};
 pub use certs::{Cert, CertTable, Certs};
 pub use challenges::Challenges;
 pub use config::{AccessLogTarget, Config, Limits};
-pub use drain::{Drained, Draining};
+pub use drain::{Drained, Draining, EndpointTally};
+pub use endpoint::Class;
+pub use hold::{Held, Hold, HoldLimits};
 pub use host::{Host, HostError, HostPattern};
 pub use listen::BindError;
 pub use live::Published;
 pub use path::{PathError, PathPrefix};
 pub use proxy::{Proxy, StartError};
 pub use status::Status;
+pub use tally::Tally;
 pub use table::{
     Action, Address, Changes, Edge, EndpointId, EndpointSpec, HeaderEdits, Health, Passthrough, Policy, Protocol,
     ProxyVersion, Route, RouteTable, Site, Target, Upstream, UpstreamName, Verify, VerifyAgainst,

@@ -102,6 +102,11 @@ impl Live {
         self.upstreams.values()
     }
 
+    /// Finds an upstream that the table lists.
+    pub(crate) fn upstream(&self, name: &str) -> Option<&Arc<LiveUpstream>> {
+        self.upstreams.get(name)
+    }
+
     fn entry(&self, pattern: &HostPattern) -> Option<&Entry> {
         match pattern {
             HostPattern::Exact(host) => self.exact.get(host),

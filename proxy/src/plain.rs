@@ -3,6 +3,7 @@
 //! Small enough to do without the HTTP engine: no request here has an upstream, but for the challenges of passthrough hosts.
 
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -195,7 +196,8 @@ fn challenged(live: &Live, host: &str) -> Option<Arc<LiveUpstream>> {
 /// Asks the passthrough host and hands its answer on as it is; returns the bytes that it had.
 async fn forward(worker: &Worker, tcp: &mut TcpStream, asked: &Asked<'_>, client: SocketAddr) -> Option<u64> {
     let local = tcp.local_addr().ok()?;
-    let mut dialed = dial(worker, |live| challenged(live, asked.host), (client, local)).await.ok()?;
+    let ends = (client, local);
+    let mut dialed = dial(worker, |live| challenged(live, asked.host), ends, tcp.as_raw_fd()).await.ok()?;
     let request = format!(
         "{} {} HTTP/1.1\r\nHost: {}\r\nX-Forwarded-For: {}\r\nX-Forwarded-Proto: http\r\nUser-Agent: itsUP\r\n\
          Accept: */*\r\nConnection: close\r\n\r\n",

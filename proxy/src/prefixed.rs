@@ -19,6 +19,11 @@ impl Prefixed {
     pub(crate) fn new(prefix: Bytes, tcp: TcpStream) -> Self {
         Self { prefix, tcp }
     }
+
+    /// The connection itself.
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
 }
 
 impl AsyncRead for Prefixed {

@@ -13,13 +13,15 @@ use crate::access_log::AccessLog;
 use crate::certs::Certs;
 use crate::challenges::Challenges;
 use crate::config::{AccessLogTarget, Config};
+use crate::endpoint::Class;
+use crate::hold::{Hold, HoldLimits};
 use crate::listen::{self, BindError};
 use crate::live::{Published, Store};
 use crate::metrics::{escape_label, header};
 use crate::probe;
 use crate::shared::Shared;
-use crate::status::{EndpointState, EndpointStatus, Status};
-use crate::table::RouteTable;
+use crate::status::{EndpointState, EndpointStatus, Status, UpstreamStatus};
+use crate::table::{RouteTable, UpstreamName};
 use crate::tls::Tls;
 use crate::worker::{self, Signals, Sockets};
 
@@ -104,6 +106,15 @@ impl Proxy {
         published
     }
 
+    /// Makes new requests and connections for an upstream wait, until the guard is released or dropped. They keep their
+    /// bodies to themselves meanwhile; past the limits they are answered 503.
+    ///
+    /// It holds whatever the tables say of the upstream: hold, publish it without endpoints, drain, restart, publish it
+    /// with them again, release.
+    pub fn hold(&self, upstream: &UpstreamName, limits: HoldLimits) -> Hold {
+        self.inner.shared.holds.hold(upstream, limits)
+    }
+
     fn start_threads(&self, sockets: impl Iterator<Item = Sockets>) -> Result<(), StartError> {
         let inner = &self.inner;
         let mut threads = inner.threads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +167,21 @@ impl Proxy {
 
     /// The state at this moment.
     pub fn status(&self) -> Status {
-        Status { connections: self.inner.shared.connections(), ..self.inner.shared.store.statuses(Instant::now()) }
+        let mut status = self.inner.shared.store.statuses(Instant::now());
+        status.connections = self.inner.shared.connections();
+        if self.inner.shared.holds.any() {
+            for upstream in &mut status.upstreams {
+                upstream.held = self.inner.shared.holds.held(&upstream.name);
+            }
+        }
+        status
+    }
+
+    /// The state of one upstream at this moment: cheap, however large the table is.
+    pub fn upstream_status(&self, upstream: &UpstreamName) -> Option<UpstreamStatus> {
+        let mut status = self.inner.shared.store.upstream_status(upstream, Instant::now())?;
+        status.held = self.inner.shared.holds.held(upstream);
+        Some(status)
     }
 
     /// The counters and gauges as Prometheus text.
@@ -199,6 +224,14 @@ impl Proxy {
     }
 }
 
+/// How metrics call them.
+const CLASSES: [(Class, &str); 4] = [
+    (Class::Request, "request"),
+    (Class::Stream, "stream"),
+    (Class::Websocket, "websocket"),
+    (Class::Passthrough, "passthrough"),
+];
+
 fn render_status(status: &Status, out: &mut String) {
     for (name, help, value) in [
         ("itsup_generation", "Route tables published since start.", status.generation),
@@ -216,11 +249,9 @@ fn render_status(status: &Status, out: &mut String) {
     header(out, "itsup_endpoint_in_flight", "gauge", "What an endpoint is serving, by class.");
     for (upstream, endpoint) in endpoints(status) {
         let labels = labels(upstream, endpoint);
-        let load = endpoint.in_flight;
-        for (class, count) in
-            [("request", load.requests), ("websocket", load.websockets), ("passthrough", load.passthrough)]
-        {
-            let _ = writeln!(out, "itsup_endpoint_in_flight{{{labels},class=\"{class}\"}} {count}");
+        for (class, name) in CLASSES {
+            let count = endpoint.in_flight.of(class);
+            let _ = writeln!(out, "itsup_endpoint_in_flight{{{labels},class=\"{name}\"}} {count}");
         }
     }
 }

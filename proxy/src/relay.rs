@@ -65,8 +65,13 @@ impl Activity {
     }
 }
 
-/// Relays until both sides have closed, one has failed, or nothing has moved for `idle`.
-pub(crate) async fn relay(client: &TcpStream, endpoint: &TcpStream, idle: Duration) -> Passed {
+/// Relays until both sides have closed, one has failed, nothing has moved for `idle`, or it is `told` to stop.
+pub(crate) async fn relay(
+    client: &TcpStream,
+    endpoint: &TcpStream,
+    idle: Duration,
+    told: impl Future<Output = ()>,
+) -> Passed {
     let activity = Activity { since: Instant::now(), last: AtomicU64::new(0) };
     let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
     let both = async {
@@ -75,6 +80,7 @@ pub(crate) async fn relay(client: &TcpStream, endpoint: &TcpStream, idle: Durati
     let error = tokio::select! {
         ended = both => ended.err(),
         () = activity.idle(idle) => Some(io::Error::new(io::ErrorKind::TimedOut, "idle for too long")),
+        () = told => Some(io::Error::new(io::ErrorKind::ConnectionAborted, "its endpoint is to go")),
     };
     Passed { to_endpoint: up.into_inner(), to_client: down.into_inner(), error }
 }
@@ -195,6 +201,8 @@ fn splice_some(from: &impl std::os::fd::AsFd, to: &impl std::os::fd::AsFd, most:
 
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -215,7 +223,7 @@ mod tests {
     async fn bulk_goes_both_ways_at_once_and_half_close_is_kept() {
         let (mut client, proxy_in) = pair().await;
         let (proxy_out, mut server) = pair().await;
-        let relayed = tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60)).await });
+        let relayed = tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60), pending()).await });
         let up = pattern(8 * 1024 * 1024 + 7);
         let expected = up.clone();
         let serving = tokio::spawn(async move {
@@ -239,7 +247,7 @@ mod tests {
     async fn a_reader_that_stops_holds_the_writer_back() {
         let (mut client, proxy_in) = pair().await;
         let (proxy_out, server) = pair().await;
-        tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60)).await });
+        tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60), pending()).await });
         let chunk = pattern(1024 * 1024);
         let mut sent = 0;
         while let Ok(written) = tokio::time::timeout(Duration::from_millis(300), client.write(&chunk)).await {
@@ -253,8 +261,17 @@ mod tests {
     async fn silence_ends_it() {
         let (client, proxy_in) = pair().await;
         let (proxy_out, server) = pair().await;
-        let passed = relay(&proxy_in, &proxy_out, Duration::from_millis(50)).await;
+        let passed = relay(&proxy_in, &proxy_out, Duration::from_millis(50), pending()).await;
         assert_eq!(passed.error.expect("idle").kind(), io::ErrorKind::TimedOut);
+        drop((client, server));
+    }
+
+    #[tokio::test]
+    async fn it_stops_when_it_is_told() {
+        let (client, proxy_in) = pair().await;
+        let (proxy_out, server) = pair().await;
+        let passed = relay(&proxy_in, &proxy_out, Duration::from_secs(60), ready(())).await;
+        assert_eq!(passed.error.expect("told").kind(), io::ErrorKind::ConnectionAborted);
         drop((client, server));
     }
 }

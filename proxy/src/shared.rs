@@ -10,12 +10,14 @@ use crate::certs::Certs;
 use crate::challenges::Challenges;
 use crate::config::Limits;
 use crate::crowd::{Crowd, Place};
+use crate::hold::Holds;
 use crate::live::Store;
 use crate::metrics::Metrics;
 use crate::tls::Tls;
 
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
+    pub(crate) holds: Arc<Holds>,
     pub(crate) certs: Arc<Certs>,
     pub(crate) challenges: Arc<Challenges>,
     pub(crate) tls: Tls,
@@ -40,6 +42,7 @@ impl Shared {
         Self {
             tls,
             store,
+            holds: Arc::default(),
             certs,
             challenges,
             metrics: Metrics::new(threads),

@@ -1,8 +1,8 @@
 //! A terminated client connection as the HTTP engine sees it: TLS below, one request at a time above.
 //!
-//! Three things happen here that the engine does not do. Bytes behind the current request are held back for the next
+//! Four things happen here that the engine does not do. Bytes behind the current request are held back for the next
 //! one, so that pipelined requests are neither lost nor parsed unchecked. Small writes are gathered, so that a response
-//! costs one TLS record and one system call. And a connection that is closed before the client has finished sending is
+//! costs one TLS record and one system call. A websocket whose endpoint is to go is closed between two of its frames. And a connection that is closed before the client has finished sending is
 //! closed gently, so that the client gets to read the answer.
 
 use std::io;
@@ -24,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::chunked::ChunkScanner;
 use crate::conn::Conn;
+use crate::frames::{CLOSE_GOING_AWAY, Frames};
 use crate::prefixed::Prefixed;
 
 /// Small writes are gathered up to this.
@@ -66,6 +67,15 @@ pub(crate) struct Downstream {
     eof: bool,
     write_buffer: Vec<u8>,
     written: usize,
+    websocket: Option<Box<Websocket>>,
+}
+
+/// What is known of a connection that may become, or is, a websocket.
+#[derive(Debug, Default)]
+struct Websocket {
+    frames: Frames,
+    /// The close frame is among what is gathered, or behind it: nothing may follow.
+    closed: bool,
 }
 
 impl Downstream {
@@ -81,6 +91,7 @@ impl Downstream {
             eof: false,
             write_buffer: Vec::new(),
             written: 0,
+            websocket: None,
         })
     }
 
@@ -90,6 +101,7 @@ impl Downstream {
 
     /// Says which of the next bytes belong to the request that is being handed over, `behind_head` first.
     pub(crate) fn begin_request(&mut self, body: Body, behind_head: BytesMut) {
+        self.websocket = matches!(body, Body::Open).then(Box::default);
         self.body = body;
         self.ahead = behind_head;
     }
@@ -215,9 +227,74 @@ impl Downstream {
     }
 }
 
+impl Downstream {
+    /// Takes bytes for the client.
+    fn poll_take(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.write_buffer.len() + buf.len() > WRITE_BUFFER {
+            return self.poll_write_through(cx, buf);
+        }
+        self.write_buffer.extend_from_slice(buf);
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    /// Takes bytes of a websocket's: all of them, or, once it is to be closed, those up to the end of a frame.
+    fn poll_take_frames(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut websocket: Box<Websocket>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let taken = if !self.conn.is_told_to_end() {
+            let taken = self.poll_take(cx, buf);
+            if let Poll::Ready(Ok(taken)) = taken {
+                websocket.frames.advance(&buf[..taken]);
+            }
+            taken
+        } else if self.close_websocket(&mut websocket) {
+            // What is said goes out before the connection is given up.
+            Pin::new(&mut *self).poll_flush(cx).map(|flushed| flushed.and(Err(io::ErrorKind::BrokenPipe.into())))
+        } else {
+            let mut rehearsed = websocket.frames.clone();
+            let whole = rehearsed.advance_to_boundary(buf);
+            let taken = self.poll_take(cx, &buf[..whole]);
+            if let Poll::Ready(Ok(taken)) = taken {
+                websocket.frames.advance(&buf[..taken]);
+                self.close_websocket(&mut websocket);
+            }
+            taken
+        };
+        self.websocket = Some(websocket);
+        taken
+    }
+
+    /// Says goodbye where that can be said now; tells whether nothing more may be.
+    fn close_websocket(&mut self, websocket: &mut Websocket) -> bool {
+        if !websocket.closed && websocket.frames.is_at_boundary() {
+            self.write_buffer.extend_from_slice(&CLOSE_GOING_AWAY);
+            websocket.closed = true;
+            // The client is to read it, and may answer, before the connection is gone.
+            self.conn.refuse_body();
+        }
+        websocket.closed || websocket.frames.is_over()
+    }
+
+    /// Whether a websocket has been closed from here; where it has not, whoever asks is woken when it is to be.
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(mut websocket) = self.websocket.take() else { return Poll::Pending };
+        self.conn.wake_when_told(cx.waker());
+        let closed = self.conn.is_told_to_end() && self.close_websocket(&mut websocket);
+        self.websocket = Some(websocket);
+        if closed { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
 impl AsyncRead for Downstream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.websocket.is_some() && this.poll_closed(cx).is_ready() {
+            // To the engine it is as if the client had gone.
+            return Pin::new(this).poll_flush(cx);
+        }
         if !this.write_buffer.is_empty() {
             // Nothing else is ready to be written, so what is gathered has waited long enough.
             if let Poll::Ready(Err(error)) = Pin::new(&mut *this).poll_flush(cx) {
@@ -231,11 +308,10 @@ impl AsyncRead for Downstream {
 impl AsyncWrite for Downstream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.write_buffer.len() + buf.len() > WRITE_BUFFER {
-            return this.poll_write_through(cx, buf);
+        match this.websocket.take() {
+            Some(websocket) => this.poll_take_frames(cx, websocket, buf),
+            None => this.poll_take(cx, buf),
         }
-        this.write_buffer.extend_from_slice(buf);
-        Poll::Ready(Ok(buf.len()))
     }
 
     fn poll_write_vectored(
@@ -244,6 +320,10 @@ impl AsyncWrite for Downstream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if let Some(websocket) = this.websocket.take() {
+            let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
+            return this.poll_take_frames(cx, websocket, first);
+        }
         let total: usize = bufs.iter().map(|b| b.len()).sum();
         if this.write_buffer.len() + total <= WRITE_BUFFER {
             for buf in bufs {
@@ -300,6 +380,13 @@ async fn linger(mut tls: Box<TlsStream<Prefixed>>) {
 
 impl Drop for Downstream {
     fn drop(&mut self) {
+        if self.conn.is_broken_off() {
+            // A reset: without a last chunk or a length, an orderly close would be taken for the response's end.
+            if let Some(tls) = &self.tls {
+                let _ = socket2::SockRef::from(tls.get_ref().0.tcp()).set_linger(Some(Duration::ZERO));
+            }
+            return;
+        }
         // Only an answered connection whose client may still be sending needs it.
         let answered_early = self.conn.refused_body() && !self.eof;
         if let (true, Some(tls), Ok(runtime)) = (answered_early, self.tls.take(), tokio::runtime::Handle::try_current())

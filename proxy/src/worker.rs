@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::access_log::FLUSH_EVERY;
 use crate::config::Limits;
+use crate::ending::{self, Orders};
 use crate::http::Gateway;
 use crate::metrics::Shard;
 use crate::shared::{Seat, Shared};
@@ -68,23 +69,32 @@ pub(crate) fn start(
     sockets: Sockets,
     signals: Signals,
 ) -> io::Result<JoinHandle<()>> {
+    // Before anything can be published, so that no order is missed.
+    let orders = shared.store.enders().join();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     std::thread::Builder::new().name(format!("itsup-data-{thread}")).spawn(move || {
-        if let Err(error) = runtime.block_on(run(shared, thread, sockets, signals)) {
+        if let Err(error) = runtime.block_on(run(shared, thread, sockets, signals, orders)) {
             tracing::error!(thread, %error, "a data thread could not start");
         }
         runtime.shutdown_background();
     })
 }
 
-async fn run(shared: Arc<Shared>, thread: usize, sockets: Sockets, signals: Signals) -> io::Result<()> {
+async fn run(
+    shared: Arc<Shared>,
+    thread: usize,
+    sockets: Sockets,
+    signals: Signals,
+    orders: Orders,
+) -> io::Result<()> {
     let http = TcpListener::from_std(sockets.http)?;
     let https = TcpListener::from_std(sockets.https)?;
     let engine = Arc::new(engine(&shared, thread));
     let worker = Arc::new(Worker { shared, thread, engine, shutdown: signals.shutdown.clone() });
     let (mut ready, mut shutdown, mut kill) = (signals.ready, signals.shutdown, signals.kill);
     tokio::spawn(flush_log(worker.clone()));
+    tokio::spawn(ending::obey(orders));
     let accepting = async {
         let _ = ready.wait_for(|ready| *ready).await;
         tokio::join!(accept_all(&worker, http, Kind::Plain), accept_all(&worker, https, Kind::Tls));

@@ -1,4 +1,4 @@
-use itsup_control::status::{CertificateReport, DockerReport, InFlightReport, Listen, Reloads, UpstreamReport};
+use itsup_control::status::{CertificateReport, DockerReport, InFlightReport, Listen, Reloads, TallyReport, UpstreamReport};
 
 use super::*;
 
@@ -7,7 +7,8 @@ fn endpoint(address: &str, state: &str, requests: u32) -> EndpointReport {
         id: address.into(),
         address: address.into(),
         state: state.into(),
-        in_flight: InFlightReport { requests, websockets: 2, passthrough: 0 },
+        in_flight: InFlightReport { requests, streams: 1, websockets: 2, passthrough: 0 },
+        tally: TallyReport::default(),
     }
 }
 

@@ -14,7 +14,7 @@ fn closed(endpoints: &[&Arc<Endpoint>]) -> Draining {
     for endpoint in endpoints {
         endpoint.close();
     }
-    Draining::new(endpoints.iter().map(|endpoint| Arc::clone(endpoint)).collect())
+    Draining::new(endpoints.iter().map(|endpoint| Arc::clone(endpoint)).collect(), Arc::default())
 }
 
 fn lease(endpoint: &Arc<Endpoint>, class: Class) -> Lease {
@@ -42,7 +42,7 @@ async fn it_waits_for_the_last_lease_of_every_endpoint() {
         drop(lease);
     }
     let drained = waiting.await.unwrap();
-    assert_eq!(drained.finished, InFlight { requests: 1, websockets: 1, passthrough: 1 });
+    assert_eq!(drained.finished, InFlight { requests: 1, websockets: 1, passthrough: 1, ..InFlight::default() });
     assert_eq!(drained.left, InFlight::default());
 }
 

@@ -1,4 +1,4 @@
-//! The gate of one endpoint: a closed bit and three counts in one atomic word, and who waits for it to empty.
+//! The gate of one endpoint: a closed bit and four counts in one atomic word, and who waits for it to empty.
 //!
 //! It knows no endpoint, no address and no runtime. Its atomics come from `crate::sync`, so that
 //! `tests/loom_gate.rs` runs this very file under loom's scheduler.
@@ -14,34 +14,43 @@ use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// What a lease is used for. Draining treats the classes apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    /// An HTTP request.
+pub enum Class {
+    /// An HTTP request that is soon over.
     Request,
+    /// An HTTP request whose body or response goes on for a while: an event stream, an upload, a download. A request may
+    /// become one; it never turns back.
+    Stream,
     /// An upgraded connection.
     Websocket,
     /// A passthrough connection.
     Passthrough,
 }
 
-/// Bits for each count: two million leases at a time, above any limit on open files.
-const BITS: u32 = 21;
-const MAX: u64 = (1 << BITS) - 1;
 const CLOSED: u64 = 1 << 63;
 
 impl Class {
     /// Every class.
-    pub(crate) const ALL: [Class; 3] = [Class::Request, Class::Websocket, Class::Passthrough];
+    pub const ALL: [Class; 4] = [Class::Request, Class::Stream, Class::Websocket, Class::Passthrough];
+    /// What may go on for long: all but requests proper.
+    pub const LONG: [Class; 3] = [Class::Stream, Class::Websocket, Class::Passthrough];
 
-    const fn shift(self) -> u32 {
+    /// Where the class's count stands in the word, and how many bits it has: as many leases as there are ports that
+    /// connections to one address could come from.
+    const fn field(self) -> (u32, u32) {
         match self {
-            Class::Request => 0,
-            Class::Websocket => BITS,
-            Class::Passthrough => 2 * BITS,
+            Class::Request => (0, 16),
+            Class::Stream => (16, 15),
+            Class::Websocket => (31, 16),
+            Class::Passthrough => (47, 16),
         }
     }
 
     const fn unit(self) -> u64 {
-        1 << self.shift()
+        1 << self.field().0
+    }
+
+    const fn max(self) -> u64 {
+        (1 << self.field().1) - 1
     }
 }
 
@@ -52,12 +61,12 @@ pub(crate) struct Counts(u64);
 impl Counts {
     /// Returns the leases of one class.
     pub(crate) const fn of(self, class: Class) -> u32 {
-        ((self.0 >> class.shift()) & MAX) as u32
+        ((self.0 >> class.field().0) & class.max()) as u32
     }
 
     /// Returns the leases of all classes.
     pub(crate) const fn total(self) -> u32 {
-        self.of(Class::Request) + self.of(Class::Websocket) + self.of(Class::Passthrough)
+        self.of(Class::Request) + self.of(Class::Stream) + self.of(Class::Websocket) + self.of(Class::Passthrough)
     }
 
     const fn is_closed(self) -> bool {
@@ -65,7 +74,7 @@ impl Counts {
     }
 
     const fn is_full(self, class: Class) -> bool {
-        self.of(class) as u64 == MAX
+        self.of(class) as u64 == class.max()
     }
 }
 

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::Live;
 use super::rebuild::{Rebuilt, rebuild};
+use super::{Live, LiveUpstream};
 use crate::drain::Draining;
+use crate::ending::Enders;
 use crate::endpoint::Endpoint;
 use crate::status::{Status, UpstreamStatus};
 use crate::table::RouteTable;
@@ -34,6 +35,7 @@ pub(crate) struct Store {
     /// Retired endpoints that had traffic at last look. Its lock is also what makes publishes one at a time.
     draining: Mutex<Vec<Arc<Endpoint>>>,
     reaper: Option<Sender<Arc<Live>>>,
+    enders: Arc<Enders>,
 }
 
 impl Store {
@@ -48,12 +50,18 @@ impl Store {
             live: ArcSwap::from_pointee(Live::default()),
             draining: Mutex::default(),
             reaper: spawned.is_ok().then_some(reaper),
+            enders: Arc::default(),
         })
     }
 
     /// Returns the snapshot as it is now. Look up, take what is needed, drop the guard before any await.
     pub(crate) fn load(&self) -> Guard<Arc<Live>> {
         self.live.load()
+    }
+
+    /// Who ends what outstays a retired endpoint.
+    pub(crate) fn enders(&self) -> &Enders {
+        &self.enders
     }
 
     /// Makes `table` live and retires what it no longer names. An equal table touches nothing.
@@ -76,12 +84,12 @@ impl Store {
         // The same container may still be draining from an earlier life in the table: it may be stopped only when
         // both are empty.
         let earlier = draining.iter().filter(|e| retired.iter().any(|r| r.id == e.id));
-        let handle = Draining::new(retired.iter().chain(earlier).cloned().collect());
+        let handle = Draining::new(retired.iter().chain(earlier).cloned().collect(), self.enders.clone());
         draining.extend(retired.into_iter().filter(|endpoint| endpoint.load() > 0));
         Published { generation, changed: true, draining: handle }
     }
 
-    /// Returns what it knows for `status`; connections are the caller's to add.
+    /// Returns what it knows for `status`; connections and holds are the caller's to add.
     pub(crate) fn statuses(&self, now: Instant) -> Status {
         let draining = {
             let mut draining = self.draining();
@@ -89,12 +97,13 @@ impl Store {
             draining.iter().map(|endpoint| endpoint.status(now)).collect()
         };
         let live = self.live.load_full();
-        let upstreams = live.upstreams().map(|upstream| UpstreamStatus {
-            name: upstream.name.clone(),
-            endpoints: upstream.endpoints.iter().map(|endpoint| endpoint.status(now)).collect(),
-        });
-        let upstreams = upstreams.collect();
+        let upstreams = live.upstreams().map(|upstream| upstream_status(upstream, now)).collect();
         Status { generation: live.generation, hosts: live.hosts(), connections: 0, upstreams, draining }
+    }
+
+    /// Returns what it knows of one upstream, at no cost that grows with the table.
+    pub(crate) fn upstream_status(&self, name: &str, now: Instant) -> Option<UpstreamStatus> {
+        self.live.load().upstream(name).map(|upstream| upstream_status(upstream, now))
     }
 
     fn draining(&self) -> MutexGuard<'_, Vec<Arc<Endpoint>>> {
@@ -106,6 +115,14 @@ impl Store {
         if let Some(reaper) = &self.reaper {
             let _ = reaper.send(live);
         }
+    }
+}
+
+fn upstream_status(upstream: &LiveUpstream, now: Instant) -> UpstreamStatus {
+    UpstreamStatus {
+        name: upstream.name.clone(),
+        endpoints: upstream.endpoints.iter().map(|endpoint| endpoint.status(now)).collect(),
+        held: None,
     }
 }
 
