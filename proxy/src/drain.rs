@@ -70,8 +70,11 @@ impl Draining {
 
     /// Returns what each of them has done, now that nothing is added but by what is still in flight.
     pub fn tallies(&self) -> Vec<EndpointTally> {
-        let tally =
-            |e: &Arc<Endpoint>| EndpointTally { id: e.id.clone(), address: e.address.to_string(), tally: e.tally().read() };
+        let tally = |e: &Arc<Endpoint>| EndpointTally {
+            id: e.id.clone(),
+            address: e.address.to_string(),
+            tally: e.tally().read(),
+        };
         self.endpoints.iter().map(tally).collect()
     }
 

@@ -218,9 +218,9 @@ fn shut(fd: RawFd, peer: Option<SocketAddr>) {
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let is_it = |peer: SocketAddr| {
         let found = rustix::net::getpeername(fd).ok().flatten();
-        found.and_then(|found| SocketAddr::try_from(found).ok()).is_some_and(|found| {
-            (found.ip().to_canonical(), found.port()) == (peer.ip().to_canonical(), peer.port())
-        })
+        found
+            .and_then(|found| SocketAddr::try_from(found).ok())
+            .is_some_and(|found| (found.ip().to_canonical(), found.port()) == (peer.ip().to_canonical(), peer.port()))
     };
     if peer.is_none_or(is_it) {
         let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);

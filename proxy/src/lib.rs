@@ -63,8 +63,8 @@ pub use live::Published;
 pub use path::{PathError, PathPrefix};
 pub use proxy::{Proxy, StartError};
 pub use status::Status;
-pub use tally::Tally;
 pub use table::{
     Action, Address, Changes, Edge, EndpointId, EndpointSpec, HeaderEdits, Health, Passthrough, Policy, Protocol,
     ProxyVersion, Route, RouteTable, Site, Target, Upstream, UpstreamName, Verify, VerifyAgainst,
 };
+pub use tally::Tally;

@@ -223,7 +223,8 @@ mod tests {
     async fn bulk_goes_both_ways_at_once_and_half_close_is_kept() {
         let (mut client, proxy_in) = pair().await;
         let (proxy_out, mut server) = pair().await;
-        let relayed = tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60), pending()).await });
+        let relayed =
+            tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60), pending()).await });
         let up = pattern(8 * 1024 * 1024 + 7);
         let expected = up.clone();
         let serving = tokio::spawn(async move {

@@ -81,13 +81,7 @@ pub(crate) fn start(
     })
 }
 
-async fn run(
-    shared: Arc<Shared>,
-    thread: usize,
-    sockets: Sockets,
-    signals: Signals,
-    orders: Orders,
-) -> io::Result<()> {
+async fn run(shared: Arc<Shared>, thread: usize, sockets: Sockets, signals: Signals, orders: Orders) -> io::Result<()> {
     let http = TcpListener::from_std(sockets.http)?;
     let https = TcpListener::from_std(sockets.https)?;
     let engine = Arc::new(engine(&shared, thread));

@@ -5,7 +5,7 @@ mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 }
 
-#[allow(dead_code, reason = "the models use a part of it")]
+#[allow(dead_code, unreachable_pub, reason = "the models use a part of it, and it is private here")]
 #[path = "../src/endpoint/gate.rs"]
 mod gate;
 
@@ -143,6 +143,29 @@ fn a_change_of_class_is_never_uncounted() {
         upgraded.join().unwrap();
         gate.leave(Class::Websocket);
         block_on(empty(&gate));
+    });
+}
+
+/// A request that has become a stream holds up who waits for streams as well, and nobody who waits for requests alone.
+#[test]
+fn a_stream_is_waited_for_by_its_class() {
+    model(|| {
+        let gate = Arc::new(Gate::new());
+        assert!(gate.enter(Class::Request));
+        let streaming = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let class = gate.change(Class::Request, Class::Stream);
+                assert_eq!(class, Class::Stream);
+                gate.leave(class);
+            })
+        };
+        gate.close();
+        block_on(poll_fn(|cx| gate.poll_empty(&[Class::Request], cx)));
+        // No request can come back: who waits for what is long now waits for all that is left.
+        block_on(poll_fn(|cx| gate.poll_empty(&Class::LONG, cx)));
+        assert_eq!(gate.counts().total(), 0);
+        streaming.join().unwrap();
     });
 }
 

@@ -1,4 +1,6 @@
-use itsup_control::status::{CertificateReport, DockerReport, InFlightReport, Listen, Reloads, TallyReport, UpstreamReport};
+use itsup_control::status::{
+    CertificateReport, DockerReport, InFlightReport, Listen, Reloads, TallyReport, UpstreamReport,
+};
 
 use super::*;
 

@@ -129,7 +129,7 @@ proptest! {
         for (class, to, drops) in steps {
             if drops && !leases.is_empty() {
                 let at = to % leases.len();
-                leases.swap_remove(at);
+                drop(leases.swap_remove(at));
                 model.swap_remove(at);
             } else {
                 let mut lease = endpoint.try_lease(Class::ALL[class]).unwrap();

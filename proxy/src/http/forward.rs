@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{Uri, header};
+use http::Uri;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType};
@@ -73,7 +73,9 @@ impl Gateway {
                 request.retry_after = HELD_RETRY_AFTER;
                 Err(Error::new(ErrorType::HTTPStatus(503)))
             }
-            Waited::Left => Err(Error::explain(ErrorType::ConnectionClosed, "the client left while it was held").into_down()),
+            Waited::Left => {
+                Err(Error::explain(ErrorType::ConnectionClosed, "the client left while it was held").into_down())
+            }
         }
     }
 
