@@ -59,12 +59,18 @@ impl ActiveSets {
 
 /// Brings the sets up to date with what is there.
 ///
-/// Running containers join and those that died or vanished leave; health has no say. Frozen services (those with a
-/// rollout under way) stay as they are, and while the engine is away or off everyone does. Services that are gone
-/// from db.yml, or whose project is disabled, lose their set.
-pub fn step(active: &ActiveSets, db: &Db, observed: &Observed, frozen: &BTreeSet<ServiceKey>) -> ActiveSets {
+/// Running containers join and those that died or vanished leave; health has no say. Those on their way out never
+/// join. Frozen services (those with a rollout under way) stay as they are, and while the engine is away or off
+/// everyone does. Services that are gone from db.yml, or whose project is disabled, lose their set.
+pub fn step(
+    active: &ActiveSets,
+    db: &Db,
+    observed: &Observed,
+    frozen: &BTreeSet<ServiceKey>,
+    leaving: &BTreeSet<ContainerId>,
+) -> ActiveSets {
     let known = matches!(observed.engine, Engine::Up { .. });
-    let running = running(observed);
+    let running = running(observed, leaving);
     let mut next = BTreeMap::new();
     for project in db.projects.iter().filter(|p| p.enabled) {
         for service in project.services.iter().filter(|s| s.image.is_some()) {
@@ -83,9 +89,12 @@ pub fn step(active: &ActiveSets, db: &Db, observed: &Observed, frozen: &BTreeSet
 }
 
 /// Groups the running containers by compose project and service.
-fn running(observed: &Observed) -> BTreeMap<(&str, &str), BTreeSet<ContainerId>> {
+fn running<'a>(
+    observed: &'a Observed,
+    leaving: &BTreeSet<ContainerId>,
+) -> BTreeMap<(&'a str, &'a str), BTreeSet<ContainerId>> {
     let mut groups: BTreeMap<(&str, &str), BTreeSet<ContainerId>> = BTreeMap::new();
-    for container in observed.containers.values().filter(|c| c.running && !c.oneoff) {
+    for container in observed.containers.values().filter(|c| c.running && !c.oneoff && !leaving.contains(&c.id)) {
         if let Some(service) = &container.compose_service {
             groups.entry((&container.compose_project, service)).or_default().insert(container.id.clone());
         }
@@ -166,7 +175,7 @@ mod tests {
     }
 
     fn stepped(active: &ActiveSets, observed: &Observed) -> BTreeSet<ContainerId> {
-        step(active, &db(), observed, &BTreeSet::new()).of(&key()).cloned().unwrap_or_default()
+        step(active, &db(), observed, &BTreeSet::new(), &BTreeSet::new()).of(&key()).cloned().unwrap_or_default()
     }
 
     #[test]
@@ -203,7 +212,10 @@ mod tests {
         for engine in [Engine::Off, Engine::Away { since: UNIX_EPOCH, why: "gone".into() }] {
             let there = Observed { engine, ..observed([container("b", "shop", "Shop-web")]) };
             assert_eq!(stepped(&sets(&["a"]), &there), set(&["a"]));
-            assert_eq!(step(&ActiveSets::default(), &db(), &there, &BTreeSet::new()), ActiveSets::default());
+            assert_eq!(
+                step(&ActiveSets::default(), &db(), &there, &BTreeSet::new(), &BTreeSet::new()),
+                ActiveSets::default()
+            );
         }
     }
 
@@ -212,25 +224,35 @@ mod tests {
         let mut db = db();
         db.projects.push(project("blog", vec![image("web")]));
         let there = observed([container("b", "shop", "Shop-web"), container("c", "blog", "blog-web")]);
-        let next = step(&sets(&["a"]), &db, &there, &BTreeSet::from([key()]));
+        let next = step(&sets(&["a"]), &db, &there, &BTreeSet::from([key()]), &BTreeSet::new());
         assert_eq!(next.of(&key()), Some(&set(&["a"])));
         assert_eq!(next.of(&ServiceKey::new("blog", "web")), Some(&set(&["c"])));
 
         // Frozen before its first container is routed: nothing joins but by a publish.
-        let next = step(&ActiveSets::default(), &db, &there, &BTreeSet::from([key()]));
+        let next = step(&ActiveSets::default(), &db, &there, &BTreeSet::from([key()]), &BTreeSet::new());
         assert_eq!(next.of(&key()), None);
         // Taken out of db.yml in the middle of its rollout: the rollout still finds its set.
-        let next = step(&sets(&["a"]), &Db::default(), &there, &BTreeSet::from([key()]));
+        let next = step(&sets(&["a"]), &Db::default(), &there, &BTreeSet::from([key()]), &BTreeSet::new());
         assert_eq!(next.of(&key()), Some(&set(&["a"])));
     }
 
     #[test]
     fn services_that_are_gone_or_disabled_lose_their_set() {
         let there = observed([container("a", "shop", "Shop-web")]);
-        assert_eq!(step(&sets(&["a"]), &Db::default(), &there, &BTreeSet::new()), ActiveSets::default());
+        assert_eq!(
+            step(&sets(&["a"]), &Db::default(), &there, &BTreeSet::new(), &BTreeSet::new()),
+            ActiveSets::default()
+        );
         let mut db = db();
         db.projects[0].enabled = false;
-        assert_eq!(step(&sets(&["a"]), &db, &there, &BTreeSet::new()), ActiveSets::default());
+        assert_eq!(step(&sets(&["a"]), &db, &there, &BTreeSet::new(), &BTreeSet::new()), ActiveSets::default());
+    }
+
+    #[test]
+    fn those_on_their_way_out_never_join() {
+        let there = observed([container("a", "shop", "Shop-web"), container("b", "shop", "Shop-web")]);
+        let next = step(&sets(&["b"]), &db(), &there, &BTreeSet::new(), &set(&["a"]));
+        assert_eq!(next.of(&key()), Some(&set(&["b"])));
     }
 
     #[test]
@@ -276,9 +298,9 @@ mod tests {
             active.set(key(), before.clone());
             let frozen: BTreeSet<ServiceKey> = is_frozen.then(key).into_iter().collect();
             let running = there.containers.values().filter(|c| c.running).map(|c| c.id.clone()).collect();
-            let next = step(&active, &db(), &there, &frozen);
+            let next = step(&active, &db(), &there, &frozen, &BTreeSet::new());
             proptest::prop_assert_eq!(next.of(&key()), Some(if is_frozen { &before } else { &running }));
-            proptest::prop_assert_eq!(step(&next, &db(), &there, &frozen), next);
+            proptest::prop_assert_eq!(step(&next, &db(), &there, &frozen, &BTreeSet::new()), next);
         }
     }
 }

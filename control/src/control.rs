@@ -5,6 +5,7 @@
 //! read a snapshot, which never waits for the writer.
 
 pub mod certificates;
+mod changes;
 mod load;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use itsup_proxy::{Changes, Edge, HostPattern, Proxy, RouteTable};
+use itsup_proxy::{Changes, Draining, Edge, HostPattern, Proxy, RouteTable};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -31,6 +32,8 @@ use crate::status::{
     CertificateReport, DockerReport, EndpointReport, Listen, ReloadReport, StatusReport, UpstreamReport,
 };
 use certificates::Certificates;
+pub use changes::PublishError;
+use changes::{Changing, Deed};
 pub use load::{Refused, read_settings};
 
 /// How long a start waits for Docker's first word, and a start or reload for the addresses of new static hosts.
@@ -43,6 +46,7 @@ const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
 pub struct Control {
     commands: mpsc::Sender<Command>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
+    observed: watch::Receiver<Arc<Observed>>,
     proxy: Proxy,
     started: Instant,
 }
@@ -79,6 +83,7 @@ pub enum ReloadError {
 
 enum Command {
     Reload(oneshot::Sender<Result<ReloadReport, Refused>>),
+    Change(Deed),
 }
 
 /// What the writer shows of itself.
@@ -111,7 +116,7 @@ impl Control {
                 Ok(mut actor) => handle.block_on(async {
                     actor.first_publish().await;
                     // Whoever started us may be gone already; then there is nothing to do but to go on.
-                    let _ = ready.send(Ok(()));
+                    let _ = ready.send(Ok(actor.observed.clone()));
                     actor.run(inbox).await;
                 }),
                 Err(refused) => {
@@ -121,8 +126,8 @@ impl Control {
         };
         let gone = || Refused { message: "control did not start".into(), diagnostics: Vec::new() };
         std::thread::Builder::new().name("itsup-control".into()).spawn(run).map_err(|_| gone())?;
-        is_ready.await.map_err(|_| gone())??;
-        Ok(Control { commands, snapshot, proxy, started: Instant::now() })
+        let observed = is_ready.await.map_err(|_| gone())??;
+        Ok(Control { commands, snapshot, observed, proxy, started: Instant::now() })
     }
 
     /// Reads db.yml, `.env` and the certificates again, and publishes what they say.
@@ -218,6 +223,7 @@ struct Actor {
     names: watch::Sender<BTreeSet<Arc<str>>>,
     resolved: watch::Receiver<Arc<Resolved>>,
     active: ActiveSets,
+    changing: Changing,
     certificates: Certificates,
     /// Settings that changed and need a restart, and what the reload itself had to say.
     reload_warnings: Vec<String>,
@@ -268,6 +274,7 @@ impl Actor {
             names,
             resolved,
             active,
+            changing: Changing::from_journals(&root),
             certificates: Certificates::open(root, SystemTime::now()),
             reload_warnings: warnings,
             route_warnings: Vec::new(),
@@ -288,6 +295,7 @@ impl Actor {
         };
         tokio::join!(docker, self.wait_for_addresses(&new));
         self.certificates.read(&self.db, SystemTime::now());
+        self.take_journals();
         self.publish();
     }
 
@@ -302,6 +310,7 @@ impl Actor {
                         // Whoever asked may have hung up; what was done is done.
                         let _ = answer.send(report);
                     }
+                    Some(Command::Change(deed)) => self.change(deed),
                     None => return,
                 },
                 Ok(()) = self.observed.changed() => { self.publish(); }
@@ -368,10 +377,17 @@ impl Actor {
 
     /// Makes the table of what is known now and publishes it; `None` where nothing has changed.
     fn publish(&mut self) -> Option<Changes> {
-        let observed = self.observed.borrow_and_update().clone();
-        let resolved = self.resolved.borrow_and_update().clone();
+        let (observed, resolved) = self.look();
         self.step_active(&observed);
         let table = self.table(&observed, &resolved);
+        self.publish_table(table).0
+    }
+
+    fn look(&mut self) -> (Arc<Observed>, Arc<Resolved>) {
+        (self.observed.borrow_and_update().clone(), self.resolved.borrow_and_update().clone())
+    }
+
+    fn publish_table(&mut self, table: RouteTable) -> (Option<Changes>, Draining) {
         // A host is known only when its certificate is.
         self.publish_certificates(&table);
         let changes = self.proxy.table().changes(&table);
@@ -388,17 +404,23 @@ impl Actor {
             );
         }
         self.show();
-        changes
+        (changes, published.draining)
     }
 
     fn step_active(&mut self, observed: &Observed) {
-        let next = active::step(&self.active, &self.db, observed, &BTreeSet::new());
+        self.changing.look(observed);
+        let (frozen, leaving) = (self.changing.frozen(), self.changing.leaving());
+        let next = active::step(&self.active, &self.db, observed, frozen, leaving);
         if next != self.active {
             self.active = next;
-            let path = self.settings.root.data().join("active.json");
-            if let Err(error) = active::save(&path, &self.active) {
-                tracing::warn!("{}: {error}; after a restart without Docker, containers are not known", path.display());
-            }
+            self.save_active();
+        }
+    }
+
+    fn save_active(&self) {
+        let path = self.settings.root.data().join("active.json");
+        if let Err(error) = active::save(&path, &self.active) {
+            tracing::warn!("{}: {error}; after a restart without Docker, containers are not known", path.display());
         }
     }
 

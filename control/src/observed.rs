@@ -64,6 +64,12 @@ pub enum Engine {
     Up { version: String },
 }
 
+impl Engine {
+    pub fn is_up(&self) -> bool {
+        matches!(self, Engine::Up { .. })
+    }
+}
+
 /// A container's full id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerId(Arc<str>);

@@ -61,6 +61,7 @@ pub use host::{Host, HostError, HostPattern};
 pub use listen::BindError;
 pub use live::Published;
 pub use path::{PathError, PathPrefix};
+pub use probe::answers;
 pub use proxy::{Proxy, StartError};
 pub use status::Status;
 pub use table::{

@@ -153,7 +153,13 @@ async fn collect_due(store: &Store, schedule: &mut Schedule) -> Vec<Due> {
 /// connection that opens.
 async fn probe(endpoint: &Endpoint, health: Option<&Health>, timeout: Duration) -> bool {
     let path = health.filter(|_| endpoint.protocol == Protocol::H1).map(|health| health.path.as_ref());
-    matches!(tokio::time::timeout(timeout, reach(&endpoint.address, path)).await, Ok(Ok(true)))
+    answers(&endpoint.address, path, timeout).await
+}
+
+/// Tells whether an address answers in time, as the proxy would ask it: an HTTP/1 path with 2xx or 3xx, else a connection
+/// that opens.
+pub async fn answers(address: &Address, path: Option<&str>, limit: Duration) -> bool {
+    matches!(tokio::time::timeout(limit, reach(address, path)).await, Ok(Ok(true)))
 }
 
 async fn reach(address: &Address, path: Option<&str>) -> io::Result<bool> {

@@ -1,6 +1,9 @@
 //! The Docker engine's API, in control's own words.
 //!
-//! The only file that knows bollard; none of its types leaves it. It must not know what is done with what it reads.
+//! The only file that knows bollard, with those below it; none of its types leaves it. It must not know what is done
+//! with what it reads.
+
+mod acts;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,6 +23,8 @@ use crate::observed::{
     Container, ContainerId, Health, LABEL_CONFIG, LABEL_HTTP, LABEL_ONEOFF, LABEL_PORT, LABEL_PROJECT, LABEL_SERVICE,
     parse_http_label, parse_port_label, unix_nanos,
 };
+
+pub use acts::Image;
 
 /// Where the engine listens unless `DOCKER_HOST` says otherwise.
 const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";

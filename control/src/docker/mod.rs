@@ -3,5 +3,5 @@
 mod engine;
 mod events;
 
-pub use engine::{EngineClient, EngineError, EngineInfo, Event, EventKind};
+pub use engine::{EngineClient, EngineError, EngineInfo, Event, EventKind, Image};
 pub use events::watch;

@@ -43,7 +43,7 @@ impl World {
     }
 
     fn table(&self) -> RouteTable {
-        self.table_of(&step(&ActiveSets::default(), &self.db, &self.observed, &BTreeSet::new()))
+        self.table_of(&step(&ActiveSets::default(), &self.db, &self.observed, &BTreeSet::new(), &BTreeSet::new()))
     }
 
     fn table_of(&self, active: &ActiveSets) -> RouteTable {
