@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::compression::ResponseCompression;
 use pingora::protocols::Digest;
@@ -240,6 +240,10 @@ impl ProxyHttp for Gateway {
         {
             conn.refuse_body();
         }
+        if session.req_header().version < Version::HTTP_11 {
+            // The engine would send chunks to whoever knows none (RFC 9112, section 6.1); so the connection's end is the body's.
+            response.remove_header(&header::TRANSFER_ENCODING);
+        }
         let Some(site) = &request.site else { return Ok(()) };
         if site.site.compress
             && !is_streaming(response)
@@ -258,7 +262,7 @@ impl ProxyHttp for Gateway {
         request: &mut Request,
     ) -> Result<Option<Duration>> {
         // A response that ends with its connection ends also when that is shut down from here: not a true end.
-        if end_of_stream && !request.event_stream && request.is_told() && request.is_stream() {
+        if end_of_stream && !request.event_stream && !request.is_websocket() && request.is_told() {
             return Err(Error::explain(ErrorType::ConnectionClosed, "its endpoint is to go").into_up());
         }
         Ok(None)
@@ -344,6 +348,7 @@ impl ProxyHttp for Gateway {
         } else if begun && request.told && request.event_stream {
             end_event_stream(session).await;
         } else if begun
+            && !request.is_websocket()
             && (request.told || *error.esource() == ErrorSource::Upstream && ends_with_connection(session))
             && let Some(conn) = request.conn.as_ref().filter(|conn| !conn.h2)
         {

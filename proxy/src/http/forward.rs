@@ -157,9 +157,9 @@ impl Request {
         self.told || self.listed.as_ref().is_some_and(Listed::is_told)
     }
 
-    /// Whether it counts as a stream.
-    pub(super) fn is_stream(&self) -> bool {
-        self.lease.as_ref().is_some_and(|lease| lease.class() == Class::Stream)
+    /// Whether it has become a websocket.
+    pub(super) fn is_websocket(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.class() == Class::Websocket)
     }
 
     /// Gives the endpoint back.
