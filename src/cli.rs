@@ -44,6 +44,13 @@ pub(crate) enum Command {
     },
     /// Show what the running itsup does
     Status,
+    /// List changes that wait, run or have ended; with a number, watch that one
+    Jobs {
+        id: Option<u64>,
+        /// Cancel it: a waiting one at once, a running one before it switches
+        #[arg(long, requires = "id")]
+        cancel: bool,
+    },
 }
 
 /// Settings; each stands for the environment variable that its help names, and wins over it and .env.

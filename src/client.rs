@@ -3,14 +3,17 @@
 use std::io::ErrorKind;
 
 use anyhow::Context as _;
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Bytes;
+use http::{HeaderName, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
+use itsup_control::api::Problem;
+use itsup_control::jobs::JobReport;
 use itsup_control::settings::Root;
 use itsup_control::status::{ErrorReport, ReloadReport, StatusReport};
 use serde_json::from_slice;
 use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::failure::Failure;
 
@@ -26,33 +29,76 @@ pub(crate) fn status(root: &Root) -> Result<StatusReport, Failure> {
     Ok(from_slice(&bytes).context("the running itsup's answer cannot be read (is it of another version?)")?)
 }
 
+/// Asks for all jobs.
+pub(crate) fn jobs(root: &Root) -> Result<Vec<JobReport>, Failure> {
+    let bytes = ask(root, Method::GET, "/jobs")?;
+    Ok(from_slice(&bytes).context("the running itsup's answer cannot be read (is it of another version?)")?)
+}
+
+/// Cancels a job, as far as it can still be.
+pub(crate) fn cancel(root: &Root, id: u64) -> Result<JobReport, Failure> {
+    let bytes = ask(root, Method::POST, &format!("/jobs/{id}/cancel"))?;
+    Ok(from_slice(&bytes).context("the running itsup's answer cannot be read (is it of another version?)")?)
+}
+
+/// Asks, and gives back the body of an answer that is not an error.
 fn ask(root: &Root, method: Method, path: &str) -> Result<Bytes, Failure> {
+    runtime()?.block_on(call(root, method, path, None))
+}
+
+/// What a client runs on: it does one thing at a time.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.context("the async runtime cannot be started")?;
-    let (status, bytes) = runtime.block_on(exchange(root, method, path))?;
-    if status.is_success() {
-        return Ok(bytes);
-    }
-    match from_slice::<ErrorReport>(&bytes) {
-        Ok(report) => Err(report.into()),
-        Err(_) => Err(Failure::faults(format!("the running itsup answered {status}"), Vec::new())),
+    Ok(runtime.context("the async runtime cannot be started")?)
+}
+
+/// One request; an answer that is an error is the failure.
+pub(crate) async fn call(root: &Root, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Bytes, Failure> {
+    let Answer { status, body, _connection } = send(root, method, path, &[], body).await?;
+    let bytes = body.collect().await.context("the running itsup's answer broke off")?.to_bytes();
+    if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }
+}
+
+/// The failure that an answer stands for.
+pub(crate) fn refusal(status: StatusCode, body: &[u8]) -> Failure {
+    match from_slice::<Problem>(body) {
+        Ok(Problem { detail, hint, diagnostics, .. }) => ErrorReport { error: detail, hint, diagnostics }.into(),
+        Err(_) => Failure::faults(format!("the running itsup answered {status}"), Vec::new()),
     }
 }
 
-async fn exchange(root: &Root, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+/// An answer whose body is still to come.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Incoming,
+    /// Dropped, it ends the connection.
+    _connection: AbortOnDropHandle<hyper::Result<()>>,
+}
+
+/// Sends a request, over a connection of its own.
+pub(crate) async fn send(
+    root: &Root,
+    method: Method,
+    path: &str,
+    headers: &[(HeaderName, String)],
+    body: Option<Vec<u8>>,
+) -> Result<Answer, Failure> {
     let stream = connect(root).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .context("the control socket does not answer")?;
-    let connection = tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path).header(http::header::HOST, "itsup");
-    let request = request.body(Empty::<Bytes>::new()).context("the request cannot be made")?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let mut request = Request::builder().method(method).uri(path).header(header::HOST, "itsup");
+    if body.is_some() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    let request =
+        request.body(Full::new(Bytes::from(body.unwrap_or_default()))).context("the request cannot be made")?;
     let answer = sender.send_request(request).await.context("the running itsup did not answer")?;
-    let status = answer.status();
-    let bytes = answer.into_body().collect().await.context("the running itsup's answer broke off")?.to_bytes();
-    drop(sender);
-    connection.abort();
-    Ok((status, bytes))
+    Ok(Answer { status: answer.status(), body: answer.into_body(), _connection: connection })
 }
 
 async fn connect(root: &Root) -> Result<UnixStream, Failure> {

@@ -6,6 +6,7 @@
 mod cli;
 mod client;
 mod failure;
+mod follow;
 mod render;
 mod serve;
 
@@ -17,6 +18,7 @@ use clap::error::ErrorKind;
 
 use cli::{Cli, Command};
 use failure::Failure;
+use itsup_control::jobs::JobId;
 use render::Output;
 
 #[global_allocator]
@@ -56,6 +58,13 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
                 Ok(warnings) => output.valid(&warnings),
                 Err(refused) => Err(refused.into()),
             }
+        }
+        Command::Jobs { id: None, .. } => output.jobs(&client::jobs(&root)?),
+        Command::Jobs { id: Some(id), cancel: true } => output.jobs(&[client::cancel(&root, id)?]),
+        Command::Jobs { id: Some(id), cancel: false } => {
+            let report = follow::again(&root, JobId(id), |note| output.note(note))?;
+            output.jobs(std::slice::from_ref(&report))?;
+            follow::success(&report)
         }
         Command::Status => output.status(&client::status(&root)?),
     }

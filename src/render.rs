@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
+mod jobs;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use itsup_control::api::{self, Claim, SocketError};
+use itsup_control::api::{self, Api, Claim, SocketError};
 use itsup_control::control::{Control, ReloadError, Start, read_settings};
+use itsup_control::jobs::{CancelToken, Jobs, Outcome, Progress, Running, Work, Worker};
 use itsup_control::settings::{Root, Settings, without_ipv6};
 use itsup_proxy::{Config, Limits, Proxy};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -123,17 +124,20 @@ async fn serve(proxy: Proxy, control: Control, doors: Doors, output: &Output) ->
         https: proxy.https_addr().to_string(),
         api: tcp.as_ref().and_then(|listener| listener.local_addr().ok()).map(|address| address.to_string()),
     };
-    tokio::spawn(api::serve_control(control_socket, control.clone()));
-    tokio::spawn(api::serve_proxy(proxy_socket, control.clone()));
+    let jobs = Jobs::start(root.jobs(), Arc::new(NoStacks));
+    let api = Api { control: control.clone(), jobs: jobs.clone() };
+    tokio::spawn(api::serve_control(control_socket, api.clone()));
+    tokio::spawn(api::serve_proxy(proxy_socket, api.clone()));
     if let Some(listener) = tcp {
-        tokio::spawn(api::serve_tcp(listener, control.clone()));
+        tokio::spawn(api::serve_tcp(listener, api));
     }
     output.ready(&ready)?;
     signals.until_the_end(&proxy, &control).await;
     let grace = control.grace();
     tracing::info!("shutting down, within {grace:?}");
     tokio::select! {
-        cut = proxy.shutdown(grace) => {
+        // A change that is not done within the grace is finished or undone at the next start.
+        (cut, _) = async { tokio::join!(proxy.shutdown(grace), tokio::time::timeout(grace, jobs.close())) } => {
             if cut > 0 {
                 tracing::warn!(connections = cut, "the grace is over: connections were cut");
             }
@@ -146,6 +150,15 @@ async fn serve(proxy: Proxy, control: Control, doors: Doors, output: &Output) ->
     }
     remove_sockets(&root);
     Ok(())
+}
+
+/// Changes no containers.
+struct NoStacks;
+
+impl Worker for NoStacks {
+    fn run<'a>(&'a self, work: &'a Work, _progress: &'a Progress, _cancel: &'a CancelToken) -> Running<'a> {
+        Box::pin(async move { Outcome::failed(format!("{work}: this itsup changes no containers")) })
+    }
 }
 
 fn remove_sockets(root: &Root) {

@@ -7,6 +7,7 @@ pub mod control;
 pub mod db;
 pub mod docker;
 pub mod files;
+pub mod jobs;
 pub mod journal;
 pub mod local;
 pub mod observed;

@@ -101,6 +101,11 @@ impl Root {
         self.data().join("api.sock")
     }
 
+    /// `data/jobs.json`: what is queued, and what was done.
+    pub fn jobs(&self) -> PathBuf {
+        self.data().join("jobs.json")
+    }
+
     /// `data/db.last-good.yml`: the last db.yml that had no fault.
     pub fn last_good_db(&self) -> PathBuf {
         self.data().join("db.last-good.yml")

@@ -1,5 +1,6 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,11 +13,24 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::control::{Start, read_settings};
+use crate::jobs::{CancelToken, Event, Outcome, Phase, Progress, Running, Work, Worker};
 use crate::settings::{Root, Sources};
 
 const GOOD: &str = "projects:\n  - name: hello\n    domain: hello.localhost\n";
 const TWO: &str =
     "projects:\n  - name: hello\n    domain: hello.localhost\n  - name: more\n    domain: more.localhost\n";
+
+/// Says what it was asked to do, and has done it.
+struct Echo;
+
+impl Worker for Echo {
+    fn run<'a>(&'a self, work: &'a Work, progress: &'a Progress, _cancel: &'a CancelToken) -> Running<'a> {
+        Box::pin(async move {
+            progress.say(Event::of_all(Phase::Planning, work.to_string()));
+            Outcome::done(work.to_string())
+        })
+    }
+}
 
 /// Control with all of its doors, on a root of its own.
 struct World {
@@ -52,9 +66,10 @@ impl World {
         let tcp = listener.local_addr().unwrap();
         let start = Start { proxy: proxy.clone(), settings, sources, cores, api: Some(tcp) };
         let control = Control::start(start).await?;
-        tokio::spawn(serve_control(claim.bind_control(&root).unwrap(), control.clone()));
-        tokio::spawn(serve_proxy(claim.bind_api(&root).unwrap(), control.clone()));
-        tokio::spawn(serve_tcp(listener, control));
+        let api = Api { control, jobs: Jobs::start(root.jobs(), Arc::new(Echo)) };
+        tokio::spawn(serve_control(claim.bind_control(&root).unwrap(), api.clone()));
+        tokio::spawn(serve_proxy(claim.bind_api(&root).unwrap(), api.clone()));
+        tokio::spawn(serve_tcp(listener, api));
         Ok(World { folder, root, proxy, tcp, _claim: claim })
     }
 
@@ -65,6 +80,13 @@ impl World {
     async fn control(&self, method: &str, path: &str) -> (u16, Value) {
         let stream = UnixStream::connect(self.root.socket()).await.unwrap();
         let (status, body) = ask(stream, method, path, &[]).await;
+        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+    }
+
+    async fn post_control(&self, path: &str, body: &str) -> (u16, Value) {
+        let stream = UnixStream::connect(self.root.socket()).await.unwrap();
+        let json = [("content-type", "application/json")];
+        let (status, body) = send(stream, "POST", path, &json, body).await;
         (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
     }
 
@@ -91,13 +113,23 @@ async fn ask(
     path: &str,
     headers: &[(&str, &str)],
 ) -> (u16, String) {
+    send(stream, method, path, headers, "").await
+}
+
+async fn send(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (u16, String) {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let mut request = axum::http::Request::builder().method(method).uri(path).header("host", "localhost");
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let answer = sender.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
+    let answer = sender.send_request(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
     let status = answer.status().as_u16();
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8(body.to_vec()).unwrap())
@@ -145,7 +177,7 @@ async fn a_fault_changes_nothing_and_all_faults_are_told() {
         files.iter().any(|file| file.ends_with("db.yml")) && files.iter().any(|file| file.ends_with(".env")),
         "{report}"
     );
-    assert!(report["error"].as_str().unwrap().contains("nothing was changed"), "{report}");
+    assert!(report["detail"].as_str().unwrap().contains("nothing was changed"), "{report}");
     assert_eq!(*world.proxy.table(), *table);
     let (_, status) = world.control("GET", "/status").await;
     assert_eq!(status["reloads"]["refused"], 1);
@@ -256,4 +288,23 @@ async fn many_reloads_at_once_are_taken_one_at_a_time() {
     let answers = tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
     assert!(answers.iter().all(|(status, report)| *status == 200 && report["changed"] == false));
     assert_eq!(world.control("GET", "/status").await.1["reloads"]["done"], 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_is_a_job_that_can_be_listened_to() {
+    let world = World::start(GOOD.as_bytes()).await;
+    let (status, accepted) = world.post_control("/rollout", r#"{"project":"hello","service":"web"}"#).await;
+    assert_eq!((status, &accepted["state"]), (202, &"queued".into()), "{accepted}");
+    assert_eq!(accepted["work"], serde_json::json!({"kind": "rollout", "project": "hello", "service": "web"}));
+    let (status, events) = world.control("GET", &format!("/jobs/{}/events", accepted["id"])).await;
+    assert_eq!(status, 200);
+    let names: Vec<_> = events.as_str().unwrap().lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    assert_eq!(names, ["state", "state", "progress", "state"]);
+    let (_, job) = world.control("GET", &format!("/jobs/{}", accepted["id"])).await;
+    assert_eq!((&job["state"], &job["outcome"]["message"]), (&"done".into(), &"rollout hello web".into()), "{job}");
+    assert_eq!(world.control("GET", "/jobs").await.1.as_array().unwrap().len(), 1);
+    assert_eq!(world.control("POST", &format!("/jobs/{}/cancel", accepted["id"])).await.0, 409);
+    assert_eq!(world.control("GET", "/jobs/99").await.0, 404);
+    assert_eq!(world.control("GET", "/jobs/99/events").await.0, 404);
+    assert_eq!(world.post_control("/apply", r#"{"wrong":1}"#).await.0, 422);
 }
