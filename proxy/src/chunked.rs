@@ -44,9 +44,12 @@ enum State {
     Done,
 }
 
+/// What is said of one.
+pub(crate) const BAD_CHUNK: &str = "malformed chunked body";
+
 /// A byte that no chunked body may have where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("malformed chunked body")]
+#[error("{BAD_CHUNK}")]
 pub(crate) struct BadChunk;
 
 impl ChunkScanner {

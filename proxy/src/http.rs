@@ -1,6 +1,6 @@
 //! What happens to one request: route, access, lease, headers, retry, log.
 //!
-//! The one room, with [`crate::peer`], [`crate::worker`], [`crate::h1`] and [`crate::stream`], that knows the HTTP engine. The
+//! The one room, with [`crate::peer`], [`crate::worker`], [`crate::h1`], [`crate::coding`] and [`crate::stream`], that knows the HTTP engine. The
 //! engine's hooks are here, in the order in which it calls them; what they decide is in the files below.
 
 use std::net::IpAddr;
@@ -12,12 +12,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::modules::http::compression::ResponseCompression;
+use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 
+use crate::coding::{Coding, Codings};
 use crate::conn::Conn;
 use crate::ending::Listed;
 use crate::endpoint::{Class, Lease};
@@ -34,14 +35,12 @@ mod forward;
 mod judge;
 mod record;
 
-use explain::{explain, is_event_stream, is_long, is_streaming};
+use explain::{TLS_FAILED, explain, is_event_stream, is_long, is_streaming};
 use forward::take_off;
 use judge::{Verdict, authority};
 
 /// Endpoints that are tried for one request.
 const ATTEMPTS: usize = 3;
-/// The compression level of gzip, br and zstd where a site asks for it: the knee of all three curves.
-const COMPRESSION_LEVEL: u32 = 5;
 
 type Result<T> = std::result::Result<T, Box<Error>>;
 
@@ -101,6 +100,10 @@ impl Gateway {
 #[async_trait]
 impl ProxyHttp for Gateway {
     type CTX = Request;
+
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        modules.add_module(Box::new(Codings));
+    }
 
     fn new_ctx(&self) -> Request {
         Request {
@@ -240,16 +243,16 @@ impl ProxyHttp for Gateway {
         {
             conn.refuse_body();
         }
-        if session.req_header().version < Version::HTTP_11 {
-            // The engine would send chunks to whoever knows none (RFC 9112, section 6.1); so the connection's end is the body's.
-            response.remove_header(&header::TRANSFER_ENCODING);
+        if session.req_header().version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
+            // It knows no chunks: the body's end is the connection's.
+            session.set_keepalive(None);
         }
         let Some(site) = &request.site else { return Ok(()) };
         if site.site.compress
             && !is_streaming(response)
-            && let Some(compression) = session.downstream_modules_ctx.get_mut::<ResponseCompression>()
+            && let Some(coding) = session.downstream_modules_ctx.get_mut::<Coding>()
         {
-            compression.adjust_level(COMPRESSION_LEVEL);
+            coding.compress(session.downstream_session.req_header());
         }
         headers::to_client(response, &site.site.headers, site.site.hsts.as_deref())
     }
@@ -277,7 +280,10 @@ impl ProxyHttp for Gateway {
     ) -> Box<Error> {
         self.count().add(|c| &c.connect_failures);
         request.failed = "upstream";
-        request.why = "cannot connect";
+        request.why = match error.etype() {
+            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => TLS_FAILED,
+            _ => "cannot connect",
+        };
         let lease = request.lease.take();
         if let Some(lease) = &lease {
             lease.endpoint().record_failure(Instant::now());

@@ -7,6 +7,7 @@ mod access_log;
 pub mod certs;
 pub mod challenges;
 mod chunked;
+mod coding;
 pub mod config;
 mod conn;
 mod crowd;

@@ -5,10 +5,13 @@ use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorSource, ErrorType};
 
 use super::judge::content_length;
-use crate::chunked::BadChunk;
+use crate::chunked::BAD_CHUNK;
 
 /// Bodies up to this are soon over, however slow the other side is.
 pub(super) const LONG_BODY: u64 = 64 * 1024;
+
+/// Why an endpoint that speaks TLS could not be used: its certificate, most often.
+pub(super) const TLS_FAILED: &str = "TLS with the endpoint failed";
 
 /// Whether a response must reach the client piece by piece as it is written.
 pub(super) fn is_streaming(response: &ResponseHeader) -> bool {
@@ -35,11 +38,11 @@ pub(super) fn is_long(response: &ResponseHeader, method: &Method) -> bool {
 /// The status to answer a failed request with (0: nobody is there to read it), who failed, and what happened.
 pub(super) fn explain(error: &Error) -> (u16, &'static str, &'static str) {
     use ErrorType::*;
-    let bad_chunk = std::iter::successors(std::error::Error::source(error), |cause| cause.source())
-        .any(|cause| cause.is::<BadChunk>() || cause.to_string().contains("malformed chunked body"));
+    // What the engine wraps is out of reach of `source()`.
+    let bad_chunk = || error.root_cause().to_string().contains(BAD_CHUNK);
     match (error.esource(), error.etype()) {
         (_, HTTPStatus(status)) => (*status, "proxy", ""),
-        (ErrorSource::Downstream, _) if bad_chunk => (400, "client", "malformed chunked body"),
+        (ErrorSource::Downstream, _) if bad_chunk() => (400, "client", BAD_CHUNK),
         (ErrorSource::Downstream, ReadTimedout) => (408, "client", "body too slow"),
         (ErrorSource::Downstream, InvalidHTTPHeader) => (400, "client", "malformed request"),
         (ErrorSource::Downstream, _) => (0, "client", "client left"),
@@ -48,7 +51,7 @@ pub(super) fn explain(error: &Error) -> (u16, &'static str, &'static str) {
             ConnectTimedout | ConnectRefused | ConnectNoRoute | ConnectError | TLSHandshakeTimedout,
         ) => (503, "upstream", "cannot connect"),
         (ErrorSource::Upstream, TLSHandshakeFailure | InvalidCert | TLSWantX509Lookup | HandshakeError) => {
-            (502, "upstream", "TLS with the endpoint failed")
+            (502, "upstream", TLS_FAILED)
         }
         (ErrorSource::Upstream, ReadTimedout | WriteTimedout) => (504, "upstream", "endpoint too slow"),
         (ErrorSource::Upstream, _) => (502, "upstream", "endpoint gave no valid response"),

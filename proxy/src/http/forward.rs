@@ -109,8 +109,7 @@ impl Gateway {
             && let Some(route) = site.route(req.uri.path())
             && let LiveTarget::Upstream(upstream) = &route.target
         {
-            let path = req.uri.path();
-            request.strip = if route.strip { path.len() - route.path.strip(path).len() } else { 0 };
+            request.strip = if route.strip { route.path.len() } else { 0 };
             request.upstream = Some(upstream.clone());
             request.site = Some(site.clone());
         }

@@ -72,7 +72,7 @@ impl Gateway {
             return Verdict::Refuse(400, "dot segments");
         }
         let Some(route) = site.route(path) else { return Verdict::Refuse(404, "no route for this path") };
-        request.strip = if route.strip { path.len() - route.path.strip(path).len() } else { 0 };
+        request.strip = if route.strip { route.path.len() } else { 0 };
         match &route.target {
             LiveTarget::Welcome => Verdict::Welcome,
             LiveTarget::Upstream(upstream) => {
