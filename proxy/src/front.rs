@@ -27,8 +27,6 @@ use crate::stream::Downstream;
 use crate::worker::Worker;
 use crate::{h1, proxy_protocol};
 
-/// How long a passthrough connection may be silent, unless its policy says otherwise.
-const PASS_IDLE: Duration = Duration::from_secs(3600);
 /// TLS alerts (RFC 8446, section 6).
 const UNRECOGNIZED_NAME: u8 = 112;
 const INTERNAL_ERROR: u8 = 80;
@@ -87,7 +85,7 @@ fn route(worker: &Worker, opening: &Opening) -> Route {
     let live = worker.shared.store.load();
     match live.lookup(&opening.sni) {
         // A passthrough host answers its own challenges.
-        Some(Entry::Pass { upstream, .. }) => Route::Pass(upstream.policy.idle_timeout.unwrap_or(PASS_IDLE)),
+        Some(Entry::Pass { upstream, .. }) => Route::Pass(upstream.policy.idle()),
         Some(_) if opening.wants_challenge => Route::Challenge,
         Some(Entry::Terminate(_) | Entry::Redirect(_)) => Route::Terminate,
         None => Route::Unknown,

@@ -53,6 +53,8 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut stream: Box<Downstream>, seat
         let mut session = ServerSession::new_http1(stream as Stream);
         session.set_pipelined_prefix(bytes);
         session.set_read_timeout(Some(worker.shared.limits.body_stall));
+        // What is left of a body once its request is answered.
+        session.set_total_drain_timeout(Some(worker.shared.limits.body_stall));
         let Some(reused) = worker.engine.process_new_http(session, &worker.shutdown).await else { break };
         match reused.consume().0.into_any().downcast() {
             Ok(same) => stream = same,

@@ -16,7 +16,7 @@ use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType, RetryType};
 
 use crate::coding::{Coding, Codings};
 use crate::conn::Conn;
@@ -90,6 +90,14 @@ impl Request {
 impl Gateway {
     pub(crate) fn new(shared: Arc<Shared>, thread: usize) -> Self {
         Self { shared, thread }
+    }
+
+    /// Makes a response fit for the client.
+    fn to_client(&self, response: &mut ResponseHeader, request: &Request) -> Result<()> {
+        match &request.site {
+            Some(site) => headers::to_client(response, &site.site.headers, site.site.hsts.as_deref()),
+            None => Ok(()),
+        }
     }
 
     fn count(&self) -> &Shard {
@@ -227,18 +235,20 @@ impl ProxyHttp for Gateway {
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             self.count().add(|c| &c.websockets);
             request.become_class(Class::Websocket);
+            // The engine takes up reading anew whenever the endpoint has sent something, so this is silence on both sides.
+            session.set_read_timeout(request.upstream.as_ref().map(|upstream| upstream.policy.idle()));
+            return self.to_client(response, request);
         }
-        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+        if response.status.is_informational() {
             return Ok(());
         }
         // From here on the client may be as slow as it likes: the endpoint has begun to answer.
         session.set_read_timeout(None);
         request.event_stream = is_event_stream(response);
-        if response.status != StatusCode::SWITCHING_PROTOCOLS && is_long(response, &session.req_header().method) {
+        if is_long(response, &session.req_header().method) {
             request.become_class(Class::Stream);
         }
         if !session.downstream_session.is_body_done()
-            && response.status != StatusCode::SWITCHING_PROTOCOLS
             && let Some(conn) = &request.conn
         {
             conn.refuse_body();
@@ -247,14 +257,14 @@ impl ProxyHttp for Gateway {
             // It knows no chunks: the body's end is the connection's.
             session.set_keepalive(None);
         }
-        let Some(site) = &request.site else { return Ok(()) };
-        if site.site.compress
+        if let Some(site) = &request.site
+            && site.site.compress
             && !is_streaming(response)
             && let Some(coding) = session.downstream_modules_ctx.get_mut::<Coding>()
         {
             coding.compress(session.downstream_session.req_header());
         }
-        headers::to_client(response, &site.site.headers, site.site.hsts.as_deref())
+        self.to_client(response, request)
     }
 
     fn response_body_filter(
@@ -311,10 +321,9 @@ impl ProxyHttp for Gateway {
         client_reused: bool,
     ) -> Box<Error> {
         request.disconnected();
-        let repeatable = session.req_header().method.is_idempotent()
-            && !session.as_ref().retry_buffer_truncated()
-            && session.response_written().is_none();
-        if repeatable {
+        let whole = !session.as_ref().retry_buffer_truncated() && session.response_written().is_none();
+        let repeatable = session.req_header().method.is_idempotent() || was_refused(&error);
+        if whole && repeatable {
             error.retry.decide_reuse(client_reused);
         } else {
             error.set_retry(false);
@@ -389,6 +398,13 @@ impl ProxyHttp for Gateway {
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Request, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
+}
+
+/// Whether the endpoint has said that it has not begun with the request, as HTTP/2 lets it say: with GOAWAY, with
+/// REFUSED_STREAM, or by asking for HTTP/1.1 (RFC 9113, sections 8.7 and 13). Then any method may be sent again.
+fn was_refused(error: &Error) -> bool {
+    matches!(error.retry, RetryType::Decided(true))
+        && matches!(error.etype(), ErrorType::H2Error | ErrorType::H2Downgrade)
 }
 
 /// Whether the client takes the end of the connection for the end of the response (RFC 9112, section 6.3).

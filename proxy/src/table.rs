@@ -287,8 +287,7 @@ pub struct Policy {
     pub connect_timeout: Duration,
     /// How long the response header may take, once the request is sent. Unlimited by default.
     pub response_timeout: Option<Duration>,
-    /// How long a passthrough connection or websocket may be silent (1 h by default), and, where it
-    /// is set by the user, how long a response body may be.
+    /// How long a passthrough connection or websocket may be silent. 1 h by default.
     pub idle_timeout: Option<Duration>,
     /// The PROXY protocol header to send on passthrough (and plain) connections. None by default.
     pub proxy_protocol: Option<ProxyVersion>,
@@ -296,6 +295,13 @@ pub struct Policy {
     pub max_body: Option<u64>,
     /// How a set-aside endpoint is probed; without it, by a TCP connect.
     pub health: Option<Health>,
+}
+
+impl Policy {
+    /// How long a passthrough connection or websocket may be silent.
+    pub(crate) fn idle(&self) -> Duration {
+        self.idle_timeout.unwrap_or(Duration::from_secs(3600))
+    }
 }
 
 impl Default for Policy {

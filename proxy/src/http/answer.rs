@@ -5,6 +5,8 @@ use http::{Method, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
+use super::explain::LONG_BODY;
+use super::judge::content_length;
 use super::{Gateway, Request, Result};
 use crate::error_page::{self, Page};
 use crate::headers;
@@ -22,10 +24,14 @@ impl Gateway {
         body: Bytes,
     ) -> Result<()> {
         request.status = head.status.as_u16();
-        if session.downstream_session.is_body_done() {
-            // Nothing more of the request is on its way.
-        } else if let Some(conn) = &request.conn {
+        if !session.downstream_session.is_body_done()
+            && let Some(conn) = &request.conn
+        {
             conn.refuse_body();
+            // A short rest is read and thrown away; for a long one the connection is the cheaper loss.
+            if content_length(&session.req_header().headers).is_none_or(|length| length > LONG_BODY) {
+                session.set_keepalive(None);
+            }
         }
         if let Some(site) = &request.site {
             headers::to_client(&mut head, &site.site.headers, site.site.hsts.as_deref())?;
