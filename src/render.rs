@@ -214,7 +214,10 @@ fn status_table(report: &StatusReport) -> Table {
         for endpoint in &upstream.endpoints {
             endpoint_row(&mut table, &upstream.name, endpoint);
         }
-        if upstream.endpoints.is_empty() {
+        if let Some(held) = &upstream.held {
+            let (waiting, state) = (held.waiting.to_string(), Some(Colour::Yellow));
+            table.row([(upstream.name.as_str(), None), ("-", None), ("held", state), (waiting.as_str(), None)]);
+        } else if upstream.endpoints.is_empty() {
             table.row([(upstream.name.as_str(), None), ("-", None), ("no endpoint", Some(Colour::Red))]);
         }
     }

@@ -160,14 +160,7 @@ impl Control {
                 api: snapshot.api.map(|address| address.to_string()),
             },
             docker: DockerReport::from(&snapshot.docker),
-            upstreams: proxy
-                .upstreams
-                .iter()
-                .map(|upstream| UpstreamReport {
-                    name: upstream.name.to_string(),
-                    endpoints: upstream.endpoints.iter().map(EndpointReport::from).collect(),
-                })
-                .collect(),
+            upstreams: proxy.upstreams.iter().map(UpstreamReport::from).collect(),
             draining: proxy.draining.iter().map(EndpointReport::from).collect(),
             certificates: snapshot.certificates.iter().map(|shown| CertificateReport::new(shown, now)).collect(),
             reloads: snapshot.reloads,

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use itsup_proxy::Tally;
-use itsup_proxy::status::{EndpointState, EndpointStatus, InFlight};
+use itsup_proxy::status::{EndpointState, EndpointStatus, InFlight, UpstreamStatus};
+use itsup_proxy::{Held, Tally};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -61,6 +61,20 @@ pub struct DockerReport {
 pub struct UpstreamReport {
     pub name: String,
     pub endpoints: Vec<EndpointReport>,
+    /// Its new requests are made to wait.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held: Option<HeldReport>,
+}
+
+/// What has become of the requests that came while an upstream was held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldReport {
+    pub waiting: u32,
+    pub waited: u64,
+    pub refused: u64,
+    /// Those whose clients left first.
+    pub left: u64,
+    pub longest_ms: u64,
 }
 
 /// One address that traffic goes to.
@@ -156,6 +170,16 @@ impl From<&Engine> for DockerReport {
     }
 }
 
+impl From<&UpstreamStatus> for UpstreamReport {
+    fn from(upstream: &UpstreamStatus) -> Self {
+        UpstreamReport {
+            name: upstream.name.to_string(),
+            endpoints: upstream.endpoints.iter().map(EndpointReport::from).collect(),
+            held: upstream.held.map(HeldReport::from),
+        }
+    }
+}
+
 impl From<&EndpointStatus> for EndpointReport {
     fn from(endpoint: &EndpointStatus) -> Self {
         let state = match endpoint.state {
@@ -177,6 +201,13 @@ impl From<&EndpointStatus> for EndpointReport {
 impl From<InFlight> for InFlightReport {
     fn from(InFlight { requests, streams, websockets, passthrough }: InFlight) -> Self {
         InFlightReport { requests, streams, websockets, passthrough }
+    }
+}
+
+impl From<Held> for HeldReport {
+    fn from(Held { waiting, waited, refused, left, longest }: Held) -> Self {
+        let longest_ms = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+        HeldReport { waiting, waited, refused, left, longest_ms }
     }
 }
 

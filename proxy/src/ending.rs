@@ -59,7 +59,7 @@ impl List {
             Some(place) => *place = Some(entry),
             None => self.slots.push(Some(entry)),
         }
-        Listed { slot, serial: self.serial, thread: std::thread::current().id() }
+        Listed { slot, serial: self.serial, list: std::ptr::from_ref(self).addr() }
     }
 
     fn get(&mut self, slot: usize, serial: u64) -> Option<&mut Entry> {
@@ -88,7 +88,8 @@ impl List {
 pub(crate) struct Listed {
     slot: usize,
     serial: u64,
-    thread: std::thread::ThreadId,
+    /// Which thread's list that is.
+    list: usize,
 }
 
 impl Listed {
@@ -99,22 +100,25 @@ impl Listed {
 
     /// Whether it has been told to end.
     pub(crate) fn is_told(&self) -> bool {
-        self.is_here() && LIST.with_borrow_mut(|list| list.get(self.slot, self.serial).is_some_and(|entry| entry.told))
+        LIST.with_borrow_mut(|list| {
+            self.is_on(list) && list.get(self.slot, self.serial).is_some_and(|entry| entry.told)
+        })
     }
 
     /// A runtime that is torn down may drop what it has on another thread, whose list is another one.
-    fn is_here(&self) -> bool {
-        self.thread == std::thread::current().id()
+    fn is_on(&self, list: &List) -> bool {
+        self.list == std::ptr::from_ref(list).addr()
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        if self.is_here() {
-            // Dropped outside the borrow: what an entry holds may drop anything.
-            let entry = LIST.try_with(|list| list.borrow_mut().remove(self.slot, self.serial));
-            drop(entry);
-        }
+        // Dropped outside the borrow: what an entry holds may drop anything.
+        let entry = LIST.try_with(|list| {
+            let mut list = list.borrow_mut();
+            if self.is_on(&list) { list.remove(self.slot, self.serial) } else { None }
+        });
+        drop(entry);
     }
 }
 

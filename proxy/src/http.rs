@@ -349,6 +349,8 @@ impl ProxyHttp for Gateway {
         let (status, failed, why) = if request.told {
             // Half a request has been taken, or a whole one and nobody knows what came of it.
             (if session.is_body_done() { 504 } else { 503 }, "", "ended: its endpoint is to go")
+        } else if request.is_websocket() && *error.etype() == ErrorType::ReadTimedout {
+            (0, "", "idle for too long")
         } else {
             explain(error)
         };

@@ -254,6 +254,25 @@ fn render_status(status: &Status, out: &mut String) {
             let _ = writeln!(out, "itsup_endpoint_in_flight{{{labels},class=\"{name}\"}} {count}");
         }
     }
+    header(out, "itsup_endpoint_outcomes_total", "counter", "What became of what an endpoint was asked to do.");
+    for (upstream, endpoint) in endpoints(status) {
+        let labels = labels(upstream, endpoint);
+        let tally = endpoint.tally;
+        for (outcome, count) in [
+            ("served", tally.served - tally.server_errors.min(tally.served)),
+            ("server_error", tally.server_errors),
+            ("broken", tally.broken),
+            ("connect_failure", tally.connect_failures),
+            ("retried", tally.retried),
+            ("cut", tally.cut),
+        ] {
+            let _ = writeln!(out, "itsup_endpoint_outcomes_total{{{labels},outcome=\"{outcome}\"}} {count}");
+        }
+    }
+    header(out, "itsup_upstream_waiting", "gauge", "Requests and connections that wait for a held upstream.");
+    for (upstream, held) in status.upstreams.iter().filter_map(|upstream| Some((&upstream.name, upstream.held?))) {
+        let _ = writeln!(out, "itsup_upstream_waiting{{upstream=\"{}\"}} {}", escape_label(upstream), held.waiting);
+    }
 }
 
 fn endpoints(status: &Status) -> impl Iterator<Item = (&str, &EndpointStatus)> {

@@ -120,9 +120,9 @@ async fn ticking(every: Duration, times: u32) -> Setup {
 async fn a_websocket_ends_when_both_sides_are_silent_and_not_before() {
     let rig = Rig::new(&ticking(Duration::from_millis(500), 8).await);
     let mut client = rig.h1().await;
+    let began = Instant::now();
     client.write_all(&websocket()).await.unwrap();
     assert!(head(&mut client).await.unwrap().starts_with("HTTP/1.1 101"));
-    let began = Instant::now();
     // Twice the limit without a word from the client.
     assert_eq!(exactly(&mut client, 8 * 3).await, b"\x81\x01x".repeat(8));
     assert!(began.elapsed() >= Duration::from_secs(4));

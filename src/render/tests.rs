@@ -1,5 +1,5 @@
 use itsup_control::status::{
-    CertificateReport, DockerReport, InFlightReport, Listen, Reloads, TallyReport, UpstreamReport,
+    CertificateReport, DockerReport, HeldReport, InFlightReport, Listen, Reloads, TallyReport, UpstreamReport,
 };
 
 use super::*;
@@ -25,7 +25,7 @@ fn certificate(host: &str, file: Option<&str>, days_left: i64) -> CertificateRep
 }
 
 fn status() -> StatusReport {
-    let upstream = |name: &str, endpoints| UpstreamReport { name: name.into(), endpoints };
+    let upstream = |name: &str, endpoints| UpstreamReport { name: name.into(), endpoints, held: None };
     StatusReport {
         version: "0.1.0".into(),
         pid: 42,
@@ -41,6 +41,7 @@ fn status() -> StatusReport {
                 vec![endpoint("172.18.0.2:8080", "up", 130), endpoint("172.18.0.3:8080", "set aside", 0)],
             ),
             upstream("nas", vec![]),
+            UpstreamReport { held: Some(HeldReport { waiting: 7, ..HeldReport::default() }), ..upstream("db", vec![]) },
         ],
         draining: vec![endpoint("172.18.0.9:8080", "draining", 1)],
         certificates: vec![

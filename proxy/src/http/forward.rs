@@ -139,6 +139,8 @@ impl Request {
     pub(super) fn connected(&mut self, fd: RawFd) {
         self.upstream_fd = Some(fd);
         self.list();
+        // Whatever failed before has been made good.
+        (self.failed, self.why) = ("", "");
     }
 
     /// Notes that it has been told to end, where it has; the connection that it went out on is gone, or about to go.
