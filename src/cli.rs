@@ -51,6 +51,30 @@ pub(crate) enum Command {
         #[arg(long, requires = "id")]
         cancel: bool,
     },
+    /// Show certificates, get them now, revoke one, or trust the internal CA
+    Certs {
+        #[command(subcommand)]
+        command: Option<CertsCommand>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    /// Get what is due and what has failed; exit code 0 where nothing was
+    Update {
+        /// This host alone, at once also after a failure
+        host: Option<String>,
+        /// Also what is not due
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show the internal CA's root, and how to trust it
+    Ca,
+    /// Have the CA revoke a host's certificate, and get another
+    Revoke {
+        /// The host
+        host: String,
+    },
 }
 
 /// Settings; each stands for the environment variable that its help names, and wins over it and .env.

@@ -11,6 +11,8 @@ use itsup_control::api::Problem;
 use itsup_control::jobs::JobReport;
 use itsup_control::settings::Root;
 use itsup_control::status::{ErrorReport, ReloadReport, StatusReport};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::from_slice;
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -44,6 +46,18 @@ pub(crate) fn cancel(root: &Root, id: u64) -> Result<JobReport, Failure> {
 /// Asks, and gives back the body of an answer that is not an error.
 fn ask(root: &Root, method: Method, path: &str) -> Result<Bytes, Failure> {
     runtime()?.block_on(call(root, method, path, None))
+}
+
+/// Asks something else: `body` is sent as JSON, the answer read as `T`.
+pub(crate) fn exchange_json<T: DeserializeOwned>(
+    root: &Root,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<T, Failure> {
+    let body = body.map(serde_json::to_vec).transpose().context("the request cannot be made")?;
+    let bytes = runtime()?.block_on(call(root, method, path, body))?;
+    Ok(from_slice(&bytes).context("the running itsup's answer cannot be read (is it of another version?)")?)
 }
 
 /// What a client runs on: it does one thing at a time.

@@ -3,6 +3,7 @@
 //! Parses the command line, sets up logs and cryptography, and turns what came of it into an exit code:
 //! 0 done, 1 failed or faulty input, 2 usage.
 
+mod certs;
 mod cli;
 mod client;
 mod failure;
@@ -67,6 +68,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
             follow::success(&report)
         }
         Command::Status => output.status(&client::status(&root)?),
+        Command::Certs { command } => certs::run(&root, command, output),
     }
 }
 

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
+mod certs;
 mod jobs;
 mod table;
 #[cfg(test)]
@@ -200,7 +201,7 @@ fn status_text(report: &StatusReport, coloured: bool) -> String {
     text.push_str(&status_table(report).render(coloured));
     let problems = report.diagnostics.iter().map(ToString::to_string);
     let warnings = report.warnings.iter().map(|warning| format!("warning: {warning}"));
-    for problem in problems.chain(warnings) {
+    for problem in problems.chain(warnings).chain(certs::failures(&report.certificates)) {
         let _ = write!(text, "\n{}", table::paint(&problem, Colour::Yellow, coloured));
     }
     text
@@ -227,7 +228,7 @@ fn status_table(report: &StatusReport) -> Table {
     table.blank();
     table.head(["CERTIFICATE", "FROM", "DAYS LEFT"]);
     let (files, internal): (Vec<_>, Vec<_>) =
-        report.certificates.iter().partition(|certificate| certificate.source == "file");
+        report.certificates.iter().partition(|certificate| certificate.source != "internal");
     for certificate in &files {
         let left = certificate.days_left.to_string();
         let colour = if certificate.days_left < 7 { Colour::Red } else { Colour::Green };

@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::acme::issuer::{self, Ask, AskError, IssuerHandle, Report, UpdateReport, Wishes};
 use crate::active::{self, ActiveSets};
 use crate::db::{Db, Diagnostic};
 use crate::docker::{self, EngineClient};
@@ -29,7 +30,7 @@ use crate::resolve::{self, Resolved};
 use crate::routes::{self, RouteInputs};
 use crate::settings::{Root, Settings, Sources};
 use crate::status::{
-    CertificateReport, DockerReport, EndpointReport, Listen, ReloadReport, StatusReport, UpstreamReport,
+    CertificateReport, DockerReport, EndpointReport, Listen, ReloadReport, RootReport, StatusReport, UpstreamReport,
 };
 use certificates::Certificates;
 pub use changes::PublishError;
@@ -47,6 +48,7 @@ pub struct Control {
     commands: mpsc::Sender<Command>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     observed: watch::Receiver<Arc<Observed>>,
+    issuer: IssuerHandle,
     proxy: Proxy,
     started: Instant,
 }
@@ -94,6 +96,7 @@ struct Snapshot {
     docker: Engine,
     certificates: Arc<Vec<certificates::Shown>>,
     root_not_after: Option<SystemTime>,
+    root: Option<RootReport>,
     warnings: Vec<String>,
     diagnostics: Vec<Diagnostic>,
     last_good: bool,
@@ -110,9 +113,13 @@ impl Control {
         let (out, snapshot) = watch::channel(Arc::new(Snapshot::default()));
         let (ready, is_ready) = oneshot::channel();
         let proxy = start.proxy.clone();
+        let (wishes, wished) = watch::channel(Arc::new(Wishes::default()));
+        let (changed, changes) = mpsc::unbounded_channel();
+        let issuer = issuer::start(start.settings.root.clone(), proxy.clone(), wished, changed, &handle);
+        let issued = Issued { wishes, changes, report: issuer.report.clone() };
         let run = move || {
             let runtime = handle.clone();
-            match Actor::new(start, out, &runtime) {
+            match Actor::new(start, out, issued, &runtime) {
                 Ok(mut actor) => handle.block_on(async {
                     actor.first_publish().await;
                     // Whoever started us may be gone already; then there is nothing to do but to go on.
@@ -127,7 +134,7 @@ impl Control {
         let gone = || Refused { message: "control did not start".into(), diagnostics: Vec::new() };
         std::thread::Builder::new().name("itsup-control".into()).spawn(run).map_err(|_| gone())?;
         let observed = is_ready.await.map_err(|_| gone())??;
-        Ok(Control { commands, snapshot, observed, proxy, started: Instant::now() })
+        Ok(Control { commands, snapshot, observed, issuer, proxy, started: Instant::now() })
     }
 
     /// Reads db.yml, `.env` and the certificates again, and publishes what they say.
@@ -135,6 +142,40 @@ impl Control {
         let (answer, answered) = oneshot::channel();
         self.commands.send(Command::Reload(answer)).await.map_err(|_| ShuttingDown)?;
         answered.await.map_err(|_| ShuttingDown)?.map_err(ReloadError::Refused)
+    }
+
+    /// Has the issuer order what is due, of this host or of all; returns when it is done.
+    pub async fn update_certificates(&self, host: Option<HostPattern>, force: bool) -> Result<UpdateReport, AskError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask_issuer(Ask::Update { host, force, answer }, answered).await
+    }
+
+    /// Has the CA revoke the certificate of a host, and another ordered in its place.
+    pub async fn revoke_certificate(&self, host: HostPattern) -> Result<UpdateReport, AskError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask_issuer(Ask::Revoke { host, answer }, answered).await
+    }
+
+    async fn ask_issuer(
+        &self,
+        ask: Ask,
+        answered: oneshot::Receiver<Result<UpdateReport, AskError>>,
+    ) -> Result<UpdateReport, AskError> {
+        let gone = || AskError(ShuttingDown.to_string());
+        self.issuer.asks.send(ask).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Every certificate that is shown, and how it stands with its renewal.
+    pub fn certificates(&self) -> Vec<CertificateReport> {
+        let (shown, report) = (self.snapshot.borrow().certificates.clone(), self.issuer.report.borrow().clone());
+        let now = SystemTime::now();
+        shown.iter().map(|shown| CertificateReport::new(shown, report.hosts.get(&shown.host), now)).collect()
+    }
+
+    /// The internal CA's root; `None` where it does not work.
+    pub fn root_certificate(&self) -> Option<RootReport> {
+        self.snapshot.borrow().root.clone()
     }
 
     /// How long a shutdown waits, as last read.
@@ -146,7 +187,6 @@ impl Control {
     pub fn status(&self) -> StatusReport {
         let snapshot = self.snapshot.borrow().clone();
         let proxy = self.proxy.status();
-        let now = SystemTime::now();
         StatusReport {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -162,7 +202,7 @@ impl Control {
             docker: DockerReport::from(&snapshot.docker),
             upstreams: proxy.upstreams.iter().map(UpstreamReport::from).collect(),
             draining: proxy.draining.iter().map(EndpointReport::from).collect(),
-            certificates: snapshot.certificates.iter().map(|shown| CertificateReport::new(shown, now)).collect(),
+            certificates: self.certificates(),
             reloads: snapshot.reloads,
             last_good: snapshot.last_good,
             diagnostics: snapshot.diagnostics.clone(),
@@ -200,6 +240,14 @@ impl Snapshot {
     }
 }
 
+/// What the issuer is told, and tells.
+struct Issued {
+    wishes: watch::Sender<Arc<Wishes>>,
+    /// Folders in `certs/` that have a new pair.
+    changes: mpsc::UnboundedReceiver<String>,
+    report: watch::Receiver<Arc<Report>>,
+}
+
 /// The single writer.
 struct Actor {
     proxy: Proxy,
@@ -218,6 +266,7 @@ struct Actor {
     active: ActiveSets,
     changing: Changing,
     certificates: Certificates,
+    issued: Issued,
     /// Settings that changed and need a restart, and what the reload itself had to say.
     reload_warnings: Vec<String>,
     route_warnings: Vec<String>,
@@ -226,7 +275,12 @@ struct Actor {
 }
 
 impl Actor {
-    fn new(start: Start, out: watch::Sender<Arc<Snapshot>>, runtime: &Handle) -> Result<Actor, Refused> {
+    fn new(
+        start: Start,
+        out: watch::Sender<Arc<Snapshot>>,
+        issued: Issued,
+        runtime: &Handle,
+    ) -> Result<Actor, Refused> {
         let Start { proxy, settings, sources, cores, api } = start;
         let root = settings.root.clone();
         let at_start = load::load_at_start(&root)?;
@@ -269,6 +323,7 @@ impl Actor {
             active,
             changing: Changing::from_journals(&root),
             certificates: Certificates::open(root, SystemTime::now()),
+            issued,
             reload_warnings: warnings,
             route_warnings: Vec::new(),
             reloads: crate::status::Reloads::default(),
@@ -308,6 +363,18 @@ impl Actor {
                 },
                 Ok(()) = self.observed.changed() => { self.publish(); }
                 Ok(()) = self.resolved.changed() => { self.publish(); }
+                Some(folder) = self.issued.changes.recv() => {
+                    self.certificates.reread(&folder);
+                    // Many come together; they are shown together.
+                    while let Ok(folder) = self.issued.changes.try_recv() {
+                        self.certificates.reread(&folder);
+                    }
+                    self.publish_certificates(&self.proxy.table());
+                    self.show();
+                }
+                Ok(()) = self.issued.report.changed() => {
+                    self.show();
+                }
                 _ = certificates.tick() => {
                     self.publish_certificates(&self.proxy.table());
                     self.show();
@@ -454,16 +521,27 @@ impl Actor {
 
     fn publish_certificates(&mut self, table: &RouteTable) {
         let before: BTreeSet<String> = self.certificates.warnings().cloned().collect();
-        if let Some(certs) = self.certificates.table(&self.db, table, SystemTime::now()) {
+        let now = SystemTime::now();
+        if let Some(certs) = self.certificates.table(&self.db, table, now) {
             self.proxy.certs().publish(certs);
         }
+        let wishes = self.certificates.wishes(&self.db, table, self.settings.acme.as_ref(), now);
+        self.issued.wishes.send_if_modified(|held| {
+            let changed = **held != wishes;
+            if changed {
+                *held = Arc::new(wishes);
+            }
+            changed
+        });
         for warning in self.certificates.warnings().filter(|warning| !before.contains(*warning)) {
             tracing::warn!("{warning}");
         }
     }
 
     fn warnings(&self) -> impl Iterator<Item = String> + '_ {
-        self.reload_warnings.iter().chain(&self.route_warnings).chain(self.certificates.warnings()).cloned()
+        let of_issuer = self.issued.report.borrow().warnings.clone();
+        let own = self.reload_warnings.iter().chain(&self.route_warnings).chain(self.certificates.warnings());
+        own.cloned().chain(of_issuer)
     }
 
     fn show(&self) {
@@ -478,6 +556,7 @@ impl Actor {
             docker: self.observed.borrow().engine.clone(),
             certificates,
             root_not_after: self.certificates.root_not_after(),
+            root: self.certificates.ca().map(RootReport::new),
             warnings: self.warnings().collect(),
             diagnostics: self.diagnostics.clone(),
             last_good: self.last_good,

@@ -3,6 +3,7 @@
 //! Pure but for [`Sources::read`] and [`Settings::make_log_folder`]; knows nothing of what the settings are used for. A fault names the
 //! variable, where it was set and what to write instead, and all faults come at once.
 
+pub mod acme;
 mod env_file;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use itsup_proxy::AccessLogTarget;
 
+pub use acme::Acme;
 pub use env_file::EnvFile;
 
 use crate::files;
@@ -49,6 +51,8 @@ pub struct Settings {
     pub docker_host: Option<String>,
     /// `ITSUP_THREADS`: data threads. The cores.
     pub threads: NonZeroUsize,
+    /// `LE_*` and `ACME_*`; `None` without `LE_EMAIL`.
+    pub acme: Option<Acme>,
 }
 
 /// The root folder and where things are in it.
@@ -76,7 +80,7 @@ impl Root {
         self.0.join(".env")
     }
 
-    /// `certs/`: the user's own certificates.
+    /// `certs/`: the user's own certificates, and those that a CA has issued to us.
     pub fn certs(&self) -> PathBuf {
         self.0.join("certs")
     }
@@ -89,6 +93,16 @@ impl Root {
     /// `data/ca/`: the internal CA.
     pub fn ca(&self) -> PathBuf {
         self.data().join("ca")
+    }
+
+    /// `data/acme/`: the CA's accounts, what is remembered of orders, and a copy of every pair that came of one.
+    pub fn acme(&self) -> PathBuf {
+        self.data().join("acme")
+    }
+
+    /// `data/letsencrypt/renewal/`: what the old tool (certbot) managed.
+    pub fn old_renewals(&self) -> PathBuf {
+        self.data().join("letsencrypt/renewal")
     }
 
     /// `data/itsup.sock`: the control socket.
@@ -127,11 +141,24 @@ pub enum Variable {
     Docker,
     DockerHost,
     Threads,
+    LeEmail,
+    LeStaging,
+    AcmeDirectory,
+    AcmeCa,
+    AcmeEabKid,
+    AcmeEabHmac,
+    AcmeProfile,
+    AcmeKey,
+    AcmeDnsHook,
+    AcmeDnsServer,
+    AcmeDnsTsig,
+    AcmeDnsResolver,
+    AcmeDnsWait,
 }
 
 impl Variable {
     /// All of them.
-    pub const ALL: [Variable; 11] = [
+    pub const ALL: [Variable; 24] = [
         Variable::Http,
         Variable::Https,
         Variable::PublicHttpsPort,
@@ -143,6 +170,19 @@ impl Variable {
         Variable::Docker,
         Variable::DockerHost,
         Variable::Threads,
+        Variable::LeEmail,
+        Variable::LeStaging,
+        Variable::AcmeDirectory,
+        Variable::AcmeCa,
+        Variable::AcmeEabKid,
+        Variable::AcmeEabHmac,
+        Variable::AcmeProfile,
+        Variable::AcmeKey,
+        Variable::AcmeDnsHook,
+        Variable::AcmeDnsServer,
+        Variable::AcmeDnsTsig,
+        Variable::AcmeDnsResolver,
+        Variable::AcmeDnsWait,
     ];
 
     /// The environment variable's name.
@@ -159,18 +199,32 @@ impl Variable {
             Variable::Docker => "ITSUP_DOCKER",
             Variable::DockerHost => "DOCKER_HOST",
             Variable::Threads => "ITSUP_THREADS",
+            Variable::LeEmail => "LE_EMAIL",
+            Variable::LeStaging => "LE_STAGING",
+            Variable::AcmeDirectory => "ACME_DIRECTORY",
+            Variable::AcmeCa => "ACME_CA",
+            Variable::AcmeEabKid => "ACME_EAB_KID",
+            Variable::AcmeEabHmac => "ACME_EAB_HMAC",
+            Variable::AcmeProfile => "ACME_PROFILE",
+            Variable::AcmeKey => "ACME_KEY",
+            Variable::AcmeDnsHook => "ACME_DNS_HOOK",
+            Variable::AcmeDnsServer => "ACME_DNS_SERVER",
+            Variable::AcmeDnsTsig => "ACME_DNS_TSIG",
+            Variable::AcmeDnsResolver => "ACME_DNS_RESOLVER",
+            Variable::AcmeDnsWait => "ACME_DNS_WAIT",
         }
     }
 
     /// Whether a reload takes a new value up; the others need a restart.
     pub fn is_reloaded(self) -> bool {
-        matches!(
+        !matches!(
             self,
-            Variable::PublicHttpsPort
-                | Variable::TrustedProxies
-                | Variable::ProxyProtocol
-                | Variable::AccessLog
-                | Variable::Grace
+            Variable::Http
+                | Variable::Https
+                | Variable::Api
+                | Variable::Docker
+                | Variable::DockerHost
+                | Variable::Threads
         )
     }
 }
@@ -340,6 +394,7 @@ impl Settings {
             docker: reader.value(Variable::Docker, true, parse_switch),
             docker_host: reader.value(Variable::DockerHost, None, |text| Ok(Some(text.to_owned()))),
             threads: reader.value(Variable::Threads, cores, parse_threads),
+            acme: acme::read(&mut reader, &root),
             root,
         };
         if reader.faults.is_empty() { Ok(settings) } else { Err(reader.faults) }
@@ -361,6 +416,7 @@ impl Settings {
             proxy_protocol: new.proxy_protocol.clone(),
             access_log: new.access_log.clone(),
             grace: new.grace,
+            acme: new.acme.clone(),
             ..self.clone()
         };
         let changed = [

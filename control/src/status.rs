@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::acme::due;
+use crate::acme::internal_ca::InternalCa;
+use crate::acme::issuer::Standing;
 use crate::control::certificates::Shown;
 use crate::db::Diagnostic;
 use crate::observed::Engine;
@@ -120,14 +123,52 @@ pub struct TallyReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateReport {
     pub host: String,
-    /// `file` or `internal`.
+    /// `file` (the user's), `acme` (ours to renew) or `internal`.
     pub source: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub file: Option<String>,
+    /// Who issued it, as it calls itself.
+    #[serde(default)]
+    pub issuer: String,
     /// RFC 3339.
     pub not_after: String,
     /// Whole days; below 0 it has ended.
     pub days_left: i64,
+    /// How it stands with getting it from a CA, where that is wanted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub acme: Option<AcmeReport>,
+}
+
+/// How it stands with a host's certificate from a CA.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcmeReport {
+    /// When it is to be renewed, RFC 3339; `None` where it is due, or there is none yet.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub renewal: Option<String>,
+    /// Whether an order is under way.
+    #[serde(default)]
+    pub under_way: bool,
+    /// Why the last try failed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+    /// What the look through the public name says.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub advice: Option<String>,
+    /// When it is tried next, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next_try: Option<String>,
+}
+
+/// The internal CA's root, for people to trust.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootReport {
+    /// Where it is.
+    pub path: String,
+    /// RFC 3339.
+    pub not_after: String,
+    /// In hexadecimal.
+    pub sha256: String,
+    pub pem: String,
 }
 
 /// How reloads went since the start.
@@ -220,13 +261,44 @@ impl From<Tally> for TallyReport {
 
 impl CertificateReport {
     /// What is shown, as it stands at this time.
-    pub fn new(shown: &Shown, now: SystemTime) -> CertificateReport {
+    pub fn new(shown: &Shown, standing: Option<&Standing>, now: SystemTime) -> CertificateReport {
+        let source = match shown.file {
+            Some(_) if shown.managed => "acme",
+            Some(_) => "file",
+            None => "internal",
+        };
         CertificateReport {
             host: shown.host.to_string(),
-            source: if shown.file.is_some() { "file" } else { "internal" }.into(),
+            source: source.into(),
             file: shown.file.as_ref().map(|place| place.cert.display().to_string()),
+            issuer: shown.issuer.to_string(),
             not_after: rfc3339(shown.not_after),
             days_left: days_between(now, shown.not_after),
+            acme: standing.map(AcmeReport::from),
+        }
+    }
+}
+
+impl From<&Standing> for AcmeReport {
+    fn from(standing: &Standing) -> Self {
+        AcmeReport {
+            renewal: standing.renewal.map(|at| rfc3339(due::time(at))),
+            under_way: standing.under_way,
+            error: standing.error.clone(),
+            advice: standing.advice.clone(),
+            next_try: standing.next_try.map(|at| rfc3339(due::time(at))),
+        }
+    }
+}
+
+impl RootReport {
+    /// The root as it is now.
+    pub fn new(ca: &InternalCa) -> RootReport {
+        RootReport {
+            path: ca.root_path().display().to_string(),
+            not_after: rfc3339(ca.root_not_after()),
+            sha256: ca.root_sha256(),
+            pem: ca.root_pem(),
         }
     }
 }

@@ -21,6 +21,8 @@ fn certificate(host: &str, file: Option<&str>, days_left: i64) -> CertificateRep
         file: file.map(Into::into),
         not_after: "2026-12-01T00:00:00Z".into(),
         days_left,
+        issuer: String::new(),
+        acme: None,
     }
 }
 

@@ -103,6 +103,19 @@ impl InternalCa {
         self.folder.join("root.pem")
     }
 
+    /// The SHA-256 of the root certificate, in hexadecimal.
+    pub fn root_sha256(&self) -> String {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.root.der);
+        data_encoding::HEXLOWER.encode(digest.as_ref())
+    }
+
+    /// The root certificate.
+    pub fn root_pem(&self) -> String {
+        let lines = data_encoding::BASE64.encode(&self.root.der);
+        let lines: Vec<&str> = lines.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    }
+
     /// When the root ends.
     pub fn root_not_after(&self) -> SystemTime {
         self.root.facts.not_after

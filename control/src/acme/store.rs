@@ -1,4 +1,4 @@
-//! The user's own certificates: found, checked, and matched to hosts.
+//! Certificates in files, the user's own and those that a CA has issued to us: found, checked, and matched to hosts.
 //!
 //! `certs/<name>/{fullchain,privkey}.pem` and the files that a project's `tls: {cert, key}` names. What
 //! counts is the names *in* a certificate: it serves every configured host that it covers. The folder's
@@ -6,7 +6,8 @@
 //! `_wildcard.example.com`. Reading is apart from deciding ([`choose`] is pure), and time is passed in.
 //!
 //! A file that has become unreadable, torn or no pair does not take its host down: the last good
-//! certificate of that place stays while it is valid, then the internal CA takes over.
+//! certificate of that place stays while it is valid, then the internal CA takes over. Of pairs that we
+//! manage there is a copy in `data/acme/pairs/`, which is the last good one also after a restart.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -20,6 +21,12 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use super::owner;
+pub use super::owner::Owner;
+use super::pairs;
+use crate::files;
+use crate::settings::Root;
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +47,14 @@ pub struct Loaded {
     pub cert: Arc<Cert>,
     /// What is known of it.
     pub facts: Facts,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Who issued it, as it calls itself.
+    pub issuer: String,
+    /// The SHA-256 of the certificate, in hexadecimal.
+    pub sha256: String,
+    /// The CA's name for it (RFC 9773), where it carries what that is made of.
+    pub id: Option<String>,
     bytes: (Vec<u8>, Vec<u8>),
 }
 
@@ -83,13 +98,22 @@ pub enum Choice {
     Internal,
 }
 
-/// All certificates of the user that could be read, now or at an earlier time.
+/// All certificates in files that could be read, now or at an earlier time.
 #[derive(Default)]
 pub struct Store {
+    /// Where the old tool's renewals and our copies are; none in tests.
+    root: Option<Root>,
     loaded: BTreeMap<Place, Loaded>,
+    /// Places with files of the user's that cannot be used.
+    unusable: BTreeSet<Place>,
 }
 
 impl Store {
+    /// A store that knows which pairs are ours.
+    pub fn new(root: Root) -> Store {
+        Store { root: Some(root), ..Store::default() }
+    }
+
     /// Reads `certs/` and the named places anew. The warnings say what could not be used and what stands in for it.
     pub fn read(&mut self, certs: &Path, named: &BTreeSet<Place>) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -102,22 +126,76 @@ impl Store {
         };
         places.extend(named.iter().cloned());
         let mut old = std::mem::take(&mut self.loaded);
+        self.unusable.clear();
         for place in places {
             let before = old.remove(&place);
-            match load(&place, before.as_ref()) {
-                Ok(Some(loaded)) => {
-                    self.loaded.insert(place, loaded);
-                }
-                // `certs/` may hold other folders; a place that db.yml names must be there.
-                Ok(None) if !named.contains(&place) => {}
-                Ok(None) => warnings.push(not_used(&place, "there is no such file", None)),
-                Err(fault) => {
-                    warnings.push(not_used(&place, &fault, before.as_ref()));
-                    self.loaded.extend(before.map(|before| (place, before)));
-                }
-            }
+            let is_named = named.contains(&place);
+            warnings.extend(self.take(place, before, is_named));
         }
         warnings
+    }
+
+    /// Reads one place anew; the warning is as in [`Self::read`].
+    pub fn reread(&mut self, place: &Place) -> Option<String> {
+        let before = self.loaded.remove(place);
+        self.take(place.clone(), before, false)
+    }
+
+    fn take(&mut self, place: Place, before: Option<Loaded>, is_named: bool) -> Option<String> {
+        self.unusable.remove(&place);
+        let fault = match load(&place, before.as_ref()) {
+            Ok(Some(mut loaded)) => {
+                loaded.owner = self.owner(&place, Some(&loaded.sha256), is_named);
+                self.loaded.insert(place, loaded);
+                return None;
+            }
+            // `certs/` may hold other folders; a place that db.yml names must be there.
+            Ok(None) if !is_named => return None,
+            Ok(None) => return Some(not_used(&place, "there is no such file", None)),
+            Err(fault) => fault,
+        };
+        if let Some(copy) = self.copy(&place, is_named) {
+            if finish(&place, &copy) {
+                tracing::info!("{}: what broke off when it was written is finished", place.cert.display());
+                self.loaded.insert(place, copy);
+                return None;
+            }
+            let warning = not_used(&place, &fault, Some(&copy));
+            self.loaded.insert(place, copy);
+            return Some(warning);
+        }
+        if self.owner(&place, None, is_named) == Owner::User {
+            self.unusable.insert(place.clone());
+        }
+        let warning = not_used(&place, &fault, before.as_ref());
+        self.loaded.extend(before.map(|before| (place, before)));
+        Some(warning)
+    }
+
+    fn owner(&self, place: &Place, sha256: Option<&str>, is_named: bool) -> Owner {
+        match (&self.root, place.cert.parent()) {
+            (Some(root), Some(folder)) if !is_named => owner::owner(folder, sha256, &root.old_renewals()),
+            _ => Owner::User,
+        }
+    }
+
+    /// The copy of a pair of ours.
+    fn copy(&self, place: &Place, is_named: bool) -> Option<Loaded> {
+        let owner = self.owner(place, None, is_named);
+        let Owner::Itsup { .. } = owner else { return None };
+        let bytes = fs::read(pairs::copy_path(self.root.as_ref()?, place.folder()?)).ok()?;
+        let loaded = parse((bytes.clone(), bytes)).ok()?;
+        Some(Loaded { owner, ..loaded })
+    }
+
+    /// Places whose files are the user's and of no use.
+    pub fn unusable(&self) -> impl Iterator<Item = &Place> {
+        self.unusable.iter()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = (&Place, &Loaded)> {
+        self.loaded.iter()
     }
 
     /// The certificate of a place.
@@ -131,12 +209,17 @@ impl Store {
     }
 }
 
+/// What is said of a place starts so.
+pub fn warning_head(place: &Place) -> String {
+    format!("certificate {}: ", place.cert.display())
+}
+
 fn not_used(place: &Place, fault: &str, before: Option<&Loaded>) -> String {
     let instead = match before {
         Some(_) => "the last good one stays",
         None => "the internal CA stands in",
     };
-    format!("certificate {}: {fault}; {instead}", place.cert.display())
+    format!("{}{fault}; {instead}", warning_head(place))
 }
 
 /// Decides what each host shows. Pure; warnings say why a host does not get what one would expect.
@@ -228,13 +311,20 @@ impl<'a> Index<'a> {
 }
 
 /// `*.example.com` for `www.example.com`.
-fn wildcard_over(host: &Host) -> Option<HostPattern> {
+pub(super) fn wildcard_over(host: &Host) -> Option<HostPattern> {
     let (_, parent) = host.as_str().split_once('.')?;
     HostPattern::parse(&format!("*.{parent}")).ok()
 }
 
 impl Place {
-    fn folder(&self) -> Option<&str> {
+    /// The pair of a folder in `certs/`.
+    pub fn in_folder(certs: &Path, folder: &str) -> Place {
+        let folder = certs.join(folder);
+        Place { cert: folder.join("fullchain.pem"), key: folder.join("privkey.pem") }
+    }
+
+    /// The name of the folder that it is in.
+    pub fn folder(&self) -> Option<&str> {
         self.cert.parent()?.file_name()?.to_str()
     }
 
@@ -257,7 +347,8 @@ impl Facts {
         self.names.iter().any(|name| name == host || Some(name) == wildcard.as_ref())
     }
 
-    fn is_over(&self, now: SystemTime) -> bool {
+    /// Whether it has ended.
+    pub fn is_over(&self, now: SystemTime) -> bool {
         // Not valid yet is not asked: where our own clock is behind, the client's says otherwise.
         now >= self.not_after
     }
@@ -301,6 +392,36 @@ fn load(place: &Place, before: Option<&Loaded>) -> Result<Option<Loaded>, String
     parse(bytes).map(Some)
 }
 
+/// Completes a pair of which one file has been written and the other has not. Anything else that is wrong with it
+/// is somebody's doing, and stays.
+fn finish(place: &Place, copy: &Loaded) -> bool {
+    let text = String::from_utf8_lossy(&copy.bytes.0).into_owned();
+    let Some(at) = text.rfind("-----BEGIN").filter(|at| *at > 0) else { return false };
+    let (chain, key) = text.split_at(at);
+    let is_there =
+        |path: &Path, wanted: &str| fs::read(path).is_ok_and(|bytes| bytes.trim_ascii() == wanted.trim().as_bytes());
+    // The key is written first, so a chain without its key is not of our making.
+    is_there(&place.key, key)
+        && before_or_none(place)
+        && files::write_atomically(&place.cert, chain.as_bytes(), 0o644).is_ok()
+}
+
+/// Whether the certificate that is there is none, or the one before.
+fn before_or_none(place: &Place) -> bool {
+    let Ok(bytes) = fs::read(&place.cert) else { return true };
+    let marker = place.cert.parent().and_then(owner::Marker::read).unwrap_or_default();
+    CertificateDer::from_pem_slice(&bytes).is_ok_and(|der| marker.sha256.contains(&sha256(&der)))
+}
+
+/// Reads a pair from bytes, and checks that it is one.
+pub fn parse_pair(chain: &str, key: &str) -> Result<Loaded, String> {
+    parse((chain.as_bytes().to_vec(), key.as_bytes().to_vec()))
+}
+
+fn sha256(der: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref())
+}
+
 fn parse(bytes: (Vec<u8>, Vec<u8>)) -> Result<Loaded, String> {
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&bytes.0)
         .collect::<Result<_, _>>()
@@ -316,8 +437,22 @@ fn parse(bytes: (Vec<u8>, Vec<u8>)) -> Result<Loaded, String> {
         Err(rustls::Error::InconsistentKeys(_)) => return Err("certificate and key are not a pair".into()),
         Err(error) => return Err(format!("it cannot be used: {error}")),
     }
+    let leaf = &pair.cert[0];
+    let (sha256, issuer) = (sha256(leaf), issuer(leaf));
+    let id = instant_acme::CertificateIdentifier::try_from(leaf).ok().map(|id| id.to_string());
     let cert = Arc::new(Cert::new(pair.cert, pair.key, facts.names.clone()));
-    Ok(Loaded { cert, facts, bytes })
+    Ok(Loaded { cert, facts, owner: Owner::User, issuer, sha256, id, bytes })
+}
+
+/// The issuer's organisation and name, for people.
+fn issuer(der: &[u8]) -> String {
+    let Ok((_, cert)) = X509Certificate::from_der(der) else { return String::new() };
+    let issuer = cert.issuer();
+    let text = |part: Option<&x509_parser::x509::AttributeTypeAndValue<'_>>| {
+        part.and_then(|p| p.as_str().ok()).map(str::to_owned)
+    };
+    let (organisation, name) = (text(issuer.iter_organization().next()), text(issuer.iter_common_name().next()));
+    [organisation, name].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 fn read_facts(der: &[u8]) -> Result<Facts, String> {

@@ -33,7 +33,8 @@ pub(crate) fn write(out: &mut String, own: &Own<'_>) {
     head(out, name, "gauge", "When a certificate ends, in seconds since 1970.");
     for shown in own.certificates.iter().filter(|shown| shown.file.is_some()) {
         // A host has no character that would need an escape.
-        line(out, &format!("{name}{{host=\"{}\",source=\"file\"}}", shown.host), seconds(shown.not_after));
+        let source = if shown.managed { "acme" } else { "file" };
+        line(out, &format!("{name}{{host=\"{}\",source=\"{source}\"}}", shown.host), seconds(shown.not_after));
     }
     let internal = own.certificates.iter().filter(|shown| shown.file.is_none()).map(|shown| shown.not_after).min();
     if let Some(first) = internal {
@@ -69,12 +70,18 @@ mod tests {
     #[test]
     fn reads_as_prometheus_text() {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
-        let host = |host| HostPattern::parse(host).unwrap();
+        let shown = |host: &str, file, not_after| Shown {
+            host: HostPattern::parse(host).unwrap(),
+            file,
+            managed: false,
+            issuer: "a CA".into(),
+            not_after,
+        };
         let place = Place { cert: "c".into(), key: "k".into() };
         let certificates = [
-            Shown { host: host("a.example.com"), file: Some(place), not_after: at(10) },
-            Shown { host: host("b.example.com"), file: None, not_after: at(30) },
-            Shown { host: host("*.c.example.com"), file: None, not_after: at(20) },
+            shown("a.example.com", Some(place), at(10)),
+            shown("b.example.com", None, at(30)),
+            shown("*.c.example.com", None, at(20)),
         ];
         let mut text = String::new();
         write(

@@ -2,6 +2,7 @@
 //!
 //! What a caller may do depends on how he came ([`Door`]). The handlers only ask [`Control`].
 
+pub mod certs;
 mod jobs;
 pub(crate) mod metrics;
 mod problem;
@@ -67,6 +68,7 @@ fn router(api: Api, door: Door) -> Router {
     let router = Router::new().route("/healthz", get(healthz));
     let router = match door {
         Door::Control => router
+            .merge(certs::routes())
             .route("/status", get(status))
             .route("/reload", post(reload))
             .route("/metrics", get(metrics))

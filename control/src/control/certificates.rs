@@ -1,24 +1,33 @@
-//! Which certificate every host shows: the user's files, then the internal CA, made into one table.
+//! Which certificate every host shows: one in files, the user's or one that a CA has issued to us, then the internal
+//! CA's, made into one table. And what the issuer is to know: which there should be, and which there are.
 //!
 //! Keeps what was read and made, so that a reload makes only what is new. Time is passed in.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use itsup_proxy::{Action, CertTable, HostPattern, RouteTable};
 
+use crate::acme::due::{Life, unix};
 use crate::acme::internal_ca::InternalCa;
-use crate::acme::store::{self, Choice, Place, Store, Wanted};
+use crate::acme::issuer::Wishes;
+use crate::acme::store::{self, Choice, Owner, Place, Store, Wanted};
+use crate::acme::wishes::{self, Held, Users};
 use crate::db::{Db, Tls};
-use crate::settings::Root;
+use crate::settings::{Acme, Root};
 
 /// What a host shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
     /// The host.
     pub host: HostPattern,
-    /// The user's file; `None` for the internal CA's.
+    /// Its files; `None` for the internal CA's.
     pub file: Option<Place>,
+    /// Whether the files are ours to renew.
+    pub managed: bool,
+    /// Who issued it.
+    pub issuer: Arc<str>,
     /// When it ends.
     pub not_after: SystemTime,
 }
@@ -42,8 +51,8 @@ impl Certificates {
     /// Opens the internal CA; where that fails, hosts without a file of their own go without a certificate.
     pub fn open(root: Root, now: SystemTime) -> Certificates {
         let mut certificates = Certificates {
+            store: Store::new(root.clone()),
             root,
-            store: Store::default(),
             ca: None,
             read_warnings: Vec::new(),
             ca_warnings: Vec::new(),
@@ -85,6 +94,43 @@ impl Certificates {
         self.shown.clear();
     }
 
+    /// Reads the pair of one folder in `certs/` anew.
+    pub fn reread(&mut self, folder: &str) {
+        let place = Place::in_folder(&self.root.certs(), folder);
+        let head = store::warning_head(&place);
+        self.read_warnings.retain(|warning| !warning.starts_with(&head));
+        self.read_warnings.extend(self.store.reread(&place));
+        self.wanted.clear();
+        self.shown.clear();
+    }
+
+    /// What the issuer is to get, and what there is.
+    pub fn wishes(&self, db: &Db, routes: &RouteTable, acme: Option<&Acme>, now: SystemTime) -> Wishes {
+        let Some(acme) = acme else { return Wishes::default() };
+        let (mut users, mut held) = (Users::default(), BTreeMap::new());
+        let certs = self.root.certs();
+        let folder_of = |place: &Place| place.folder().filter(|_| place.cert.starts_with(&certs)).map(str::to_owned);
+        for (place, loaded) in self.store.all() {
+            let directory = match &loaded.owner {
+                Owner::User => {
+                    users.folders.extend(folder_of(place));
+                    if !loaded.facts.is_over(now) {
+                        users.names.extend(loaded.facts.names.iter().cloned());
+                    }
+                    continue;
+                }
+                Owner::Itsup { directory } => Some(directory.clone()),
+                Owner::OldTool { directory } => directory.clone(),
+            };
+            let life = Life { not_before: unix(loaded.facts.not_before), not_after: unix(loaded.facts.not_after) };
+            let (names, id, sha256) = (loaded.facts.names.clone(), loaded.id.clone(), loaded.sha256.clone());
+            held.extend(folder_of(place).map(|folder| (folder, Held { names, life, directory, id, sha256 })));
+        }
+        users.folders.extend(self.store.unusable().filter_map(folder_of));
+        let groups = wishes::groups(db, routes, acme.own_directory);
+        Wishes { acme: Some(Arc::new(acme.clone())), groups, users, held }
+    }
+
     /// Makes the table for these routes; `None` where it would be the one that was made last.
     pub fn table(&mut self, db: &Db, routes: &RouteTable, now: SystemTime) -> Option<CertTable> {
         let wanted = self.wanted(db, routes);
@@ -101,30 +147,39 @@ impl Certificates {
     }
 
     fn fill(&mut self, wanted: &[Wanted], choices: &[Choice], now: SystemTime) -> CertTable {
-        let internal = wanted.iter().zip(choices).filter(|(_, choice)| **choice == Choice::Internal);
-        let internal: Vec<HostPattern> = internal.map(|(wanted, _)| wanted.host.clone()).collect();
+        let by_us = wanted.iter().zip(choices).filter(|(_, choice)| **choice == Choice::Internal);
+        let by_us: Vec<HostPattern> = by_us.map(|(wanted, _)| wanted.host.clone()).collect();
+        let internal: Arc<str> = "itsUP internal CA".into();
         let none = HashMap::new();
         let mut leaves = &none;
         if let Some(ca) = &mut self.ca {
-            let (made, fault) = ca.leaves(&internal, now);
+            let (made, fault) = ca.leaves(&by_us, now);
             self.ca_fault = fault.map(|error| error.to_string());
             leaves = made;
         }
         let mut table = CertTable::new();
         self.shown.clear();
         for (Wanted { host, .. }, choice) in wanted.iter().zip(choices) {
-            let (cert, not_after, file) = match choice {
+            let host = host.clone();
+            let (cert, shown) = match choice {
                 Choice::File(place) => match self.store.find(place) {
-                    Some(loaded) => (&loaded.cert, loaded.facts.not_after, Some(place.clone())),
+                    Some(loaded) => {
+                        let (managed, issuer) = (loaded.owner != Owner::User, loaded.issuer.as_str().into());
+                        let (file, not_after) = (Some(place.clone()), loaded.facts.not_after);
+                        (&loaded.cert, Shown { host, file, managed, issuer, not_after })
+                    }
                     None => continue,
                 },
-                Choice::Internal => match leaves.get(host) {
-                    Some(leaf) => (&leaf.cert, leaf.not_after, None),
+                Choice::Internal => match leaves.get(&host) {
+                    Some(leaf) => {
+                        let (issuer, not_after) = (internal.clone(), leaf.not_after);
+                        (&leaf.cert, Shown { host, file: None, managed: false, issuer, not_after })
+                    }
                     None => continue,
                 },
             };
-            table.insert(host.clone(), cert.clone());
-            self.shown.push(Shown { host: host.clone(), file, not_after });
+            table.insert(shown.host.clone(), cert.clone());
+            self.shown.push(shown);
         }
         table
     }
@@ -163,6 +218,11 @@ impl Certificates {
     /// What every host shows.
     pub fn shown(&self) -> &[Shown] {
         &self.shown
+    }
+
+    /// The internal CA.
+    pub fn ca(&self) -> Option<&InternalCa> {
+        self.ca.as_ref()
     }
 
     /// When the internal CA's root ends.

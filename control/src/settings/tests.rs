@@ -31,6 +31,37 @@ fn defaults() {
     assert!(settings.docker);
     assert_eq!(settings.docker_host, None);
     assert_eq!(settings.threads, cores());
+    assert_eq!(settings.acme, None);
+}
+
+#[test]
+fn a_mail_address_turns_acme_on() {
+    let acme = |file: &str| resolve(file).unwrap().acme.unwrap();
+    let plain = acme("LE_EMAIL=me@example.com");
+    assert_eq!((plain.directory.as_str(), plain.own_directory), (acme::LETS_ENCRYPT, false));
+    assert!(acme("LE_EMAIL=me@example.com\nLE_STAGING=1").is_staging());
+    let own = acme(
+        "LE_EMAIL=me@example.com\nLE_STAGING=1\nACME_DIRECTORY=https://ca.lan/dir\nACME_CA=ca.pem\nACME_KEY=rsa2048\n\
+         ACME_EAB_KID=kid\nACME_EAB_HMAC=zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W\n\
+         ACME_DNS_SERVER=10.0.0.1\nACME_DNS_TSIG=hmac-sha256:key.:c2VjcmV0\nACME_DNS_WAIT=5s\nACME_PROFILE=shortlived",
+    );
+    assert_eq!((own.directory.as_str(), own.own_directory), ("https://ca.lan/dir", true));
+    assert_eq!(own.ca, Some("/root/ca.pem".into()));
+    assert_eq!(own.binding.as_ref().unwrap().hmac.0.len(), 48);
+    let Some(acme::Dns::Update { server, key: Some(key) }) = &own.dns else { panic!("{:?}", own.dns) };
+    assert_eq!((server.as_str(), key.name.as_str(), key.secret.0.as_slice()), ("10.0.0.1:53", "key", &b"secret"[..]));
+    assert!(!format!("{own:?}").contains("115, 101"), "secrets are not shown");
+    assert_eq!(resolve("LE_STAGING=1\nACME_KEY=p384").unwrap().acme, None);
+}
+
+#[test]
+fn faulty_acme_settings_are_named() {
+    let faults = resolve(
+        "LE_EMAIL=me\nACME_DIRECTORY=http://ca\nACME_KEY=dsa\nACME_EAB_HMAC=!\nACME_DNS_TSIG=hmac-md5:a:b\nACME_DNS_RESOLVER=ns",
+    );
+    insta::assert_snapshot!(faults.unwrap_err().join("\n"));
+    let faults = resolve("LE_EMAIL=me@x.y\nACME_EAB_KID=kid\nACME_DNS_TSIG=hmac-sha256:a:c2VjcmV0").unwrap_err();
+    insta::assert_snapshot!(faults.join("\n"));
 }
 
 #[test]
