@@ -5,10 +5,10 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Packages by purpose. aws-lc and mimalloc need a C compiler alone, zlib-ng needs cmake and make.
 BUILD_PACKAGES=(gcc libc6-dev make cmake)
-TEST_PACKAGES=(pebble nginx libnginx-mod-stream haproxy caddy nghttp2-client openssl curl jq apache2-utils python3-venv
+TEST_PACKAGES=(pebble knot faketime chromium libnss3-tools nginx libnginx-mod-stream haproxy caddy nghttp2-client openssl curl jq apache2-utils python3-venv
     procps iproute2)
 # Servers that Debian starts when it installs them; the tests run their own, on their own ports.
-DISTRO_SERVICES=(nginx haproxy caddy pebble)
+DISTRO_SERVICES=(knot nginx haproxy caddy pebble)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 warn() { printf '\033[1;33mwarning:\033[0m %s\n' "$*" >&2; }
