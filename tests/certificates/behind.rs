@@ -12,12 +12,12 @@ fn behind_and_before(ca: &Ca) -> (Itsup, Itsup) {
     let own = Root::new();
     own.write(".env", ca.env());
     let behind = Itsup::on(&own)
-        .env("ITSUP_HTTP", SocketAddr::from((ip, 80)))
-        .env("ITSUP_HTTPS", SocketAddr::from((ip, 443)))
+        .env("ITSUP_HTTP", SocketAddr::from((ip, 5002)))
+        .env("ITSUP_HTTPS", SocketAddr::from((ip, 5001)))
         .db("projects:\n  - name: home\n    domain: home.example.com\n")
         .start();
     let before = ca.serve(&format!(
-        "projects:\n  - name: home\n    domain: home.example.com\n    services:\n      - {{ name: {ip}, port: 443, passthrough: true }}\n  \
+        "projects:\n  - name: home\n    domain: home.example.com\n    services:\n      - {{ name: {ip}, port: 5001, passthrough: true, challenge_port: 5002 }}\n  \
          - name: own\n    domain: own.example.com\n"
     ));
     (behind, before)

@@ -41,11 +41,11 @@ fn chromium_accepts_the_internal_ca_once_it_is_trusted() {
     run(Command::new("certutil").args(["-d", &store, "-N", "--empty-password"])).ok();
     let url = format!("https://hello.localhost:{}/", itsup.https().port());
     let refused = browse(home.path(), &url);
-    assert!(refused.stdout.contains("ERR_CERT_AUTHORITY_INVALID"), "{refused:?}");
+    assert!(refused.stderr.contains("ERR_CERT_AUTHORITY_INVALID"), "{refused:?}");
     assert!(itsup.access_log().is_empty(), "nothing was asked for");
     // As `itsup certs ca` tells people to.
     run(Command::new("certutil").args(["-d", &store, "-A", "-t", "C,,", "-n", "itsup", "-i"]).arg(itsup.ca())).ok();
     let page = browse(home.path(), &url);
-    assert!(page.stdout.contains("itsUP") && !page.stdout.contains("ERR_CERT"), "{page:?}");
-    itsup.logged(|line| line["host"] == "hello.localhost" && line["status"] == 200);
+    assert!(page.stdout.contains("<title>It's up: hello.localhost</title>"), "{page:?}");
+    itsup.logged(|line| line["site"] == "hello" && line["path"] == "/" && line["status"] == 200);
 }
