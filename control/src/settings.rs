@@ -85,6 +85,11 @@ impl Root {
         self.0.join("certs")
     }
 
+    /// `upstream/`: a folder for each project, with its compose file, `.env` and volumes.
+    pub fn upstream(&self) -> PathBuf {
+        self.0.join("upstream")
+    }
+
     /// `data/`: state; nobody else's business (0700).
     pub fn data(&self) -> PathBuf {
         self.0.join("data")
