@@ -1,10 +1,14 @@
 //! The command line: definitions, no logic.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 use itsup_control::settings::{Root, Sources, Variable};
+
+use crate::complete;
 
 /// A reverse proxy on :80 and :443 and the stacks behind it, driven by db.yml.
 #[derive(Debug, Parser)]
@@ -44,6 +48,55 @@ pub(crate) enum Command {
     },
     /// Show what the running itsup does
     Status,
+    /// Show what apply would do, and to whose traffic
+    Plan {
+        /// The one project to look at
+        #[arg(add = ArgValueCompleter::new(complete::projects))]
+        project: Option<String>,
+        /// Exit with 3 where there is something to do
+        #[arg(long)]
+        exit_code: bool,
+    },
+    /// Write upstream/PROJECT/docker-compose.yml and the folders of volumes; touches no container
+    Write {
+        /// The one project to write
+        #[arg(add = ArgValueCompleter::new(complete::projects))]
+        project: Option<String>,
+    },
+    /// Make what runs what db.yml says; without a running itsup too
+    Apply {
+        /// The one project to change
+        #[arg(add = ArgValueCompleter::new(complete::projects))]
+        project: Option<String>,
+        /// Only show what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Remove what db.yml no longer names; volumes stay
+        #[arg(long)]
+        prune: bool,
+        /// Replace containers that have not changed as well
+        #[arg(long)]
+        force: bool,
+        /// Let go of what a rollback holds
+        #[arg(long)]
+        unpin: bool,
+    },
+    /// Run docker compose on a project's stack; `up` implies -d and pulls first
+    Stack {
+        #[arg(add = ArgValueCompleter::new(complete::projects))]
+        project: String,
+        /// docker compose's own arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, add = ArgValueCompleter::new(complete::compose))]
+        arguments: Vec<OsString>,
+    },
+    /// Run docker compose on every project's stack, one after another
+    All {
+        /// docker compose's own arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, add = ArgValueCompleter::new(complete::compose))]
+        arguments: Vec<OsString>,
+    },
+    /// Print the completions for a shell: source <(itsup completions bash)
+    Completions { shell: Shell },
     /// List changes that wait, run or have ended; with a number, watch that one
     Jobs {
         id: Option<u64>,
@@ -75,6 +128,14 @@ pub(crate) enum CertsCommand {
         /// The host
         host: String,
     },
+}
+
+/// A shell that completions can be printed for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 /// Settings; each stands for the environment variable that its help names, and wins over it and .env.

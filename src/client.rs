@@ -60,6 +60,14 @@ pub(crate) fn exchange_json<T: DeserializeOwned>(
     Ok(from_slice(&bytes).context("the running itsup's answer cannot be read (is it of another version?)")?)
 }
 
+/// Whether an itsup runs on this root. One that may not be spoken to runs as well: asking it says why.
+pub(crate) fn is_running(root: &Root) -> bool {
+    match std::os::unix::net::UnixStream::connect(root.socket()) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),
+    }
+}
+
 /// What a client runs on: it does one thing at a time.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

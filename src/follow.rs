@@ -25,7 +25,6 @@ const AWAY: Duration = Duration::from_secs(60);
 /// Asks for a change, tells everything that its job says, and returns how it ended.
 ///
 /// A job that failed is no failure of this: look at its state, or use [`success`].
-#[allow(dead_code, reason = "for the commands that change containers")]
 pub(crate) fn run(root: &Root, work: &Work, mut tell: impl FnMut(&Note)) -> Result<JobReport, Failure> {
     client::runtime()?.block_on(async {
         let (path, body) = request(work)?;
@@ -67,7 +66,6 @@ pub(crate) fn line(event: &Event) -> String {
 }
 
 /// The path and the body that ask for this.
-#[allow(dead_code, reason = "for the commands that change containers")]
 fn request(work: &Work) -> Result<(&'static str, Vec<u8>), Failure> {
     let path = match work {
         Work::Apply { .. } => "/apply",

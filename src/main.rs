@@ -1,15 +1,18 @@
 //! `itsup`: one binary, proxy and controller.
 //!
 //! Parses the command line, sets up logs and cryptography, and turns what came of it into an exit code:
-//! 0 done, 1 failed or faulty input, 2 usage.
+//! 0 done, 1 failed or faulty input, 2 usage, 3 something to do (`plan --exit-code`).
 
 mod certs;
+mod changes;
 mod cli;
 mod client;
+mod complete;
 mod failure;
 mod follow;
 mod render;
 mod serve;
+mod stacks;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -19,6 +22,7 @@ use clap::error::ErrorKind;
 
 use cli::{Cli, Command};
 use failure::Failure;
+use itsup_control::apply::Request;
 use itsup_control::jobs::JobId;
 use render::Output;
 
@@ -31,6 +35,7 @@ fn main() -> ExitCode {
         eprintln!("error: another TLS provider is installed already");
         return ExitCode::FAILURE;
     }
+    complete::answer();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
@@ -39,7 +44,7 @@ fn main() -> ExitCode {
     trace(cli.verbose);
     let output = Output::new(cli.json);
     match run(cli, &output) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => output.exit_code(),
         Err(failure) => {
             output.failure(&failure);
             ExitCode::FAILURE
@@ -69,6 +74,22 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         }
         Command::Status => output.status(&client::status(&root)?),
         Command::Certs { command } => certs::run(&root, command, output),
+        Command::Plan { project, exit_code } => {
+            let request = Request { project: project.map(Into::into), ..Request::default() };
+            changes::plan(&root, &request, exit_code, output)
+        }
+        Command::Write { project } => changes::write(&root, project.as_deref(), output),
+        Command::Apply { project, dry_run, prune, force, unpin } => {
+            let request = Request { project: project.map(Into::into), prune, force, unpin };
+            if dry_run {
+                changes::plan(&root, &request, false, output)
+            } else {
+                changes::apply(&root, &request, output)
+            }
+        }
+        Command::Stack { project, arguments } => stacks::stack(&root, &project, &arguments),
+        Command::All { arguments } => stacks::all(&root, &arguments),
+        Command::Completions { shell } => complete::print(shell, output),
     }
 }
 

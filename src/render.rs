@@ -2,8 +2,10 @@
 //!
 //! Results go to stdout, errors to stderr; with `--json` an error is also the result, on stdout.
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use itsup_control::db::Diagnostic;
@@ -13,7 +15,10 @@ use serde::Serialize;
 use crate::failure::Failure;
 
 mod certs;
+mod apply;
 mod jobs;
+mod plan;
+mod progress;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -28,6 +33,8 @@ const HOSTS_LISTED: usize = 50;
 /// Where results go, and in which form.
 pub(crate) struct Output {
     json: bool,
+    /// What the process ends with where nothing has failed.
+    exit_code: Cell<u8>,
 }
 
 /// Where a running itsup listens.
@@ -46,7 +53,12 @@ pub(crate) fn colour(stream: &impl IsTerminal) -> bool {
 
 impl Output {
     pub(crate) fn new(json: bool) -> Output {
-        Output { json }
+        Output { json, exit_code: Cell::new(0) }
+    }
+
+    /// What the process ends with.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.exit_code.get())
     }
 
     /// One line: everything is up.
@@ -121,7 +133,7 @@ impl Output {
         }
     }
 
-    fn line(&self, text: &str) -> Result<(), Failure> {
+    pub(crate) fn line(&self, text: &str) -> Result<(), Failure> {
         let mut out = io::stdout().lock();
         match writeln!(out, "{text}").and_then(|()| out.flush()) {
             // A reader that has seen enough (`| head`) is no failure.

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use itsup_control::api::{self, Api, Claim, SocketError};
+use itsup_control::apply::ByCompose;
 use itsup_control::control::{Control, ReloadError, Start, read_settings};
-use itsup_control::jobs::{CancelToken, Jobs, Outcome, Progress, Running, Work, Worker};
+use itsup_control::jobs::Jobs;
 use itsup_control::settings::{Root, Settings, without_ipv6};
+use itsup_control::worker::{Changes, Published};
 use itsup_proxy::{Config, Limits, Proxy};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
@@ -42,8 +44,10 @@ pub(crate) fn run(root: Root, flags: Box<SettingFlags>, output: &Output) -> Resu
         let doors = Doors::open(&settings).await?;
         let proxy = bind_proxy(&settings)?;
         let start = Start { proxy: proxy.clone(), settings, sources, cores: cores(), api: doors.tcp_address() };
+        let mut worker = Changes::new(&start.settings);
         let control = Control::start(start).await?;
-        serve(proxy, control, doors, output).await
+        worker.changer = Arc::new(Published { control: control.clone(), changer: ByCompose });
+        serve(proxy, control, worker, doors, output).await
     });
     // Look-ups may hang in the system's resolver; nobody waits for them.
     runtime.shutdown_background();
@@ -116,7 +120,7 @@ fn has_ipv6() -> bool {
     StdTcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok()
 }
 
-async fn serve(proxy: Proxy, control: Control, doors: Doors, output: &Output) -> Result<(), Failure> {
+async fn serve(proxy: Proxy, control: Control, worker: Changes, doors: Doors, output: &Output) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let Doors { root, control: control_socket, proxy: proxy_socket, tcp, _claim } = doors;
     let ready = Ready {
@@ -124,7 +128,7 @@ async fn serve(proxy: Proxy, control: Control, doors: Doors, output: &Output) ->
         https: proxy.https_addr().to_string(),
         api: tcp.as_ref().and_then(|listener| listener.local_addr().ok()).map(|address| address.to_string()),
     };
-    let jobs = Jobs::start(root.jobs(), Arc::new(NoStacks));
+    let jobs = Jobs::start(root.jobs(), Arc::new(worker));
     let api = Api { control: control.clone(), jobs: jobs.clone() };
     tokio::spawn(api::serve_control(control_socket, api.clone()));
     tokio::spawn(api::serve_proxy(proxy_socket, api.clone()));
@@ -150,15 +154,6 @@ async fn serve(proxy: Proxy, control: Control, doors: Doors, output: &Output) ->
     }
     remove_sockets(&root);
     Ok(())
-}
-
-/// Changes no containers.
-struct NoStacks;
-
-impl Worker for NoStacks {
-    fn run<'a>(&'a self, work: &'a Work, _progress: &'a Progress, _cancel: &'a CancelToken) -> Running<'a> {
-        Box::pin(async move { Outcome::failed(format!("{work}: this itsup changes no containers")) })
-    }
 }
 
 fn remove_sockets(root: &Root) {

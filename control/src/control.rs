@@ -22,7 +22,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::acme::issuer::{self, Ask, AskError, IssuerHandle, Report, UpdateReport, Wishes};
 use crate::active::{self, ActiveSets};
-use crate::db::{Db, Diagnostic};
+use crate::db::{Db, Diagnostic, Project};
 use crate::docker::{self, EngineClient};
 use crate::local::OwnAddresses;
 use crate::observed::{Engine, NETWORK, Observed};
@@ -33,9 +33,13 @@ use crate::status::{
     CertificateReport, DockerReport, EndpointReport, Listen, ReloadReport, RootReport, StatusReport, UpstreamReport,
 };
 use certificates::Certificates;
+<<<<<<< HEAD
 pub use changes::PublishError;
 use changes::{Changing, Deed};
 pub use load::{Refused, read_settings};
+=======
+pub use load::{Refused, read_last_good, read_projects, read_settings};
+>>>>>>> 6911f32 (Apply plans, and run compose on stacks)
 
 /// How long a start waits for Docker's first word, and a start or reload for the addresses of new static hosts.
 const FIRST_WORD: Duration = Duration::from_secs(3);
@@ -84,8 +88,12 @@ pub enum ReloadError {
 }
 
 enum Command {
+<<<<<<< HEAD
     Reload(oneshot::Sender<Result<ReloadReport, Refused>>),
     Change(Deed),
+=======
+    Reload { but: BTreeSet<Arc<str>>, answer: oneshot::Sender<Result<ReloadReport, Refused>> },
+>>>>>>> 6911f32 (Apply plans, and run compose on stacks)
 }
 
 /// What the writer shows of itself.
@@ -139,8 +147,13 @@ impl Control {
 
     /// Reads db.yml, `.env` and the certificates again, and publishes what they say.
     pub async fn reload(&self) -> Result<ReloadReport, ReloadError> {
+        self.reload_but(BTreeSet::new()).await
+    }
+
+    /// The same, but these projects stay as they are: what db.yml says of them could not be brought about.
+    pub async fn reload_but(&self, but: BTreeSet<Arc<str>>) -> Result<ReloadReport, ReloadError> {
         let (answer, answered) = oneshot::channel();
-        self.commands.send(Command::Reload(answer)).await.map_err(|_| ShuttingDown)?;
+        self.commands.send(Command::Reload { but, answer }).await.map_err(|_| ShuttingDown)?;
         answered.await.map_err(|_| ShuttingDown)?.map_err(ReloadError::Refused)
     }
 
@@ -353,8 +366,8 @@ impl Actor {
         loop {
             tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(Command::Reload(answer)) => {
-                        let report = self.reload().await;
+                    Some(Command::Reload { but, answer }) => {
+                        let report = self.reload(&but).await;
                         // Whoever asked may have hung up; what was done is done.
                         let _ = answer.send(report);
                     }
@@ -383,9 +396,9 @@ impl Actor {
         }
     }
 
-    async fn reload(&mut self) -> Result<ReloadReport, Refused> {
+    async fn reload(&mut self, but: &BTreeSet<Arc<str>>) -> Result<ReloadReport, Refused> {
         let root = self.settings.root.clone();
-        let loaded = match load::load(&root, &mut self.sources, self.cores) {
+        let mut loaded = match load::load(&root, &mut self.sources, self.cores) {
             Ok(loaded) => loaded,
             Err(refused) => {
                 self.reloads.refused += 1;
@@ -394,6 +407,7 @@ impl Actor {
             }
         };
         loaded.keep(&root);
+        loaded.db.projects = without(loaded.db.projects, but, &self.db);
         self.take_settings(&loaded.settings);
         let names = resolve::names(&loaded.db);
         let new = names.difference(&resolve::names(&self.db)).cloned().collect();
@@ -597,6 +611,14 @@ fn read_ca(path: &PathBuf) -> io::Result<Arc<str>> {
 fn one_line(diagnostic: &Diagnostic) -> String {
     let Diagnostic { file, line, message, .. } = diagnostic;
     format!("{file}:{line}: {message}")
+}
+
+/// Puts what was before in the place of these projects, or nothing where they are new.
+fn without(projects: Vec<Project>, but: &BTreeSet<Arc<str>>, before: &Db) -> Vec<Project> {
+    let kept = |project: Project| {
+        if but.contains(&project.name) { before.project(&project.name).cloned() } else { Some(project) }
+    };
+    projects.into_iter().filter_map(kept).collect()
 }
 
 fn report(Changes { added, removed, changed, .. }: Changes) -> ReloadReport {

@@ -3,6 +3,9 @@
 pub mod acme;
 pub mod active;
 pub mod api;
+pub mod apply;
+pub mod artifacts;
+pub mod compose;
 pub mod control;
 pub mod db;
 pub mod docker;
@@ -11,12 +14,15 @@ pub mod jobs;
 pub mod journal;
 pub mod local;
 pub mod observed;
+pub mod plan;
 pub mod resolve;
 pub mod rollout;
 pub mod routes;
 pub mod settings;
 pub mod status;
 pub mod units;
+pub mod worker;
+pub mod yaml;
 
 #[cfg(test)]
 mod testing;

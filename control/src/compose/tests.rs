@@ -53,7 +53,7 @@ fn the_same_project_is_the_same_bytes() {
 #[test]
 fn values_reach_compose_as_they_were_written() {
     let stack = of(&web(
-        r#", env: {A: yes, B: 0777, C: 1.10, D: "a: #b", E: "$${X}", F: ${X}, G: ~, H: 2001-01-01, I: "l\nm\"'"}"#,
+        r#", env: {A: yes, B: 0777, C: 1.10, D: "a: #b", E: "$${X}", F: "${X}", G: ~, H: 2001-01-01, I: "l\nm\"'"}"#,
     ));
     let read: Mapping = serde_yaml::from_str(&stack.text()).unwrap();
     let environment = read["services"]["Shop-web"]["environment"].as_mapping().unwrap();

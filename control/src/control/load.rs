@@ -59,6 +59,22 @@ pub(super) fn load(root: &Root, sources: &mut Sources, cores: NonZeroUsize) -> R
     }
 }
 
+/// Reads db.yml alone; any error refuses it.
+pub fn read_projects(root: &Root) -> Result<(Db, Vec<Diagnostic>), Refused> {
+    let bytes = read_db(&root.db()).map_err(|message| Refused { message, diagnostics: Vec::new() })?;
+    let parsed = db::parse(&name(root), &bytes);
+    let valid = parsed.is_valid();
+    match parsed.db {
+        Some(db) if valid => Ok((db, parsed.diagnostics)),
+        _ => Err(Refused::new(parsed.diagnostics)),
+    }
+}
+
+/// Reads the db.yml that was last taken up; `None` where there is none.
+pub fn read_last_good(root: &Root) -> Option<Db> {
+    read_db(&root.last_good_db()).ok().and_then(|bytes| db::parse(&name(root), &bytes).db)
+}
+
 /// Reads what serves at start. Only where nothing at all can serve is that an error.
 pub(super) fn load_at_start(root: &Root) -> Result<AtStart, Refused> {
     let path = root.db();
@@ -76,8 +92,7 @@ pub(super) fn load_at_start(root: &Root) -> Result<AtStart, Refused> {
         }
         Err(message) => Refused { message, diagnostics: Vec::new() },
     };
-    let last_good = read_db(&root.last_good_db()).ok().and_then(|bytes| db::parse(&name(root), &bytes).db);
-    match last_good {
+    match read_last_good(root) {
         Some(db) => {
             let mut diagnostics = faults.diagnostics;
             if diagnostics.is_empty() {

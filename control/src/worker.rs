@@ -1,0 +1,105 @@
+//! What runs jobs in a running itsUP: reads db.yml anew for each, and hands it to what does the work.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::apply::{Applier, ApplyError, ByCompose, ChangeFailed, Changed, Changer, Later, Request, ServiceChange};
+use crate::control::{Control, ReloadError, read_projects};
+use crate::docker::EngineClient;
+use crate::jobs::{CancelToken, Outcome, Progress, Running, Work, Worker};
+use crate::plan::Pins;
+use crate::settings::{Root, Settings};
+
+/// Runs jobs.
+pub struct Changes {
+    pub root: Root,
+    /// `None` where containers are not looked for.
+    pub engine: Option<EngineClient>,
+    pub changer: Arc<dyn Changer>,
+}
+
+impl Worker for Changes {
+    fn run<'a>(&'a self, work: &'a Work, progress: &'a Progress, cancel: &'a CancelToken) -> Running<'a> {
+        Box::pin(async move {
+            match work {
+                Work::Apply { project, prune, force, unpin } => {
+                    let (prune, force, unpin) = (*prune, *force, *unpin);
+                    let request = Request { project: project.clone(), prune, force, unpin };
+                    self.apply(&request, progress, cancel).await
+                }
+                other => Outcome::failed(format!("{other}: this itsup does not do that")),
+            }
+        })
+    }
+}
+
+impl Changes {
+    /// On the engine that the settings name, with a changer that knows of no traffic.
+    pub fn new(settings: &Settings) -> Changes {
+        // One that cannot be spoken to has been warned of at start.
+        let engine = EngineClient::new(settings.docker_host.as_deref()).ok().filter(|_| settings.docker);
+        Changes { root: settings.root.clone(), engine, changer: Arc::new(ByCompose) }
+    }
+
+    async fn apply(&self, request: &Request, progress: &Progress, cancel: &CancelToken) -> Outcome {
+        let Some(engine) = self.engine.clone() else {
+            return Outcome::failed("containers are switched off").hint("set ITSUP_DOCKER to on");
+        };
+        let (db, _) = match read_projects(&self.root) {
+            Ok(read) => read,
+            Err(refused) => {
+                let message = format!("{}; nothing was changed", refused.message);
+                return Outcome { diagnostics: refused.diagnostics, ..Outcome::failed(message) };
+            }
+        };
+        let applier = Applier { root: self.root.clone(), engine, changer: self.changer.clone() };
+        match applier.run(&db, request, progress, cancel).await {
+            Ok(applied) => applied.outcome(),
+            Err(error) => refused(&error),
+        }
+    }
+}
+
+/// What came of an apply that was not begun.
+pub fn refused(error: &ApplyError) -> Outcome {
+    let outcome = Outcome::failed(error.to_string());
+    match error.hint() {
+        Some(hint) => outcome.hint(hint),
+        None => outcome,
+    }
+}
+
+/// A [`Changer`] that publishes by a running control, and has another one change services over.
+pub struct Published<C = ByCompose> {
+    pub control: Control,
+    pub changer: C,
+}
+
+impl<C: Changer> Changer for Published<C> {
+    fn change<'a>(
+        &'a self,
+        change: &'a ServiceChange<'a>,
+        progress: &'a Progress,
+        cancel: &'a CancelToken,
+    ) -> Later<'a, Result<Changed, ChangeFailed>> {
+        self.changer.change(change, progress, cancel)
+    }
+
+    fn publish<'a>(&'a self, failed: &'a BTreeSet<Arc<str>>) -> Later<'a, Result<(), String>> {
+        Box::pin(async move {
+            match self.control.reload_but(failed.clone()).await {
+                Ok(_) => Ok(()),
+                Err(ReloadError::Refused(refused)) => Err(refused.message),
+                Err(error @ ReloadError::ShuttingDown(_)) => Err(error.to_string()),
+            }
+        })
+    }
+
+    fn pins(&self) -> Pins {
+        self.changer.pins()
+    }
+
+    fn unpin(&self, services: &BTreeSet<crate::active::ServiceKey>) -> Result<(), String> {
+        self.changer.unpin(services)
+    }
+}
