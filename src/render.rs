@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
-mod certs;
 mod apply;
+mod certs;
 mod jobs;
 mod plan;
 mod progress;

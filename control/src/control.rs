@@ -33,13 +33,9 @@ use crate::status::{
     CertificateReport, DockerReport, EndpointReport, Listen, ReloadReport, RootReport, StatusReport, UpstreamReport,
 };
 use certificates::Certificates;
-<<<<<<< HEAD
 pub use changes::PublishError;
 use changes::{Changing, Deed};
-pub use load::{Refused, read_settings};
-=======
 pub use load::{Refused, read_last_good, read_projects, read_settings};
->>>>>>> 6911f32 (Apply plans, and run compose on stacks)
 
 /// How long a start waits for Docker's first word, and a start or reload for the addresses of new static hosts.
 const FIRST_WORD: Duration = Duration::from_secs(3);
@@ -88,12 +84,8 @@ pub enum ReloadError {
 }
 
 enum Command {
-<<<<<<< HEAD
-    Reload(oneshot::Sender<Result<ReloadReport, Refused>>),
     Change(Deed),
-=======
     Reload { but: BTreeSet<Arc<str>>, answer: oneshot::Sender<Result<ReloadReport, Refused>> },
->>>>>>> 6911f32 (Apply plans, and run compose on stacks)
 }
 
 /// What the writer shows of itself.

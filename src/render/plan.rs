@@ -147,6 +147,7 @@ mod tests {
         let mut web = service("web", Step::RollOver, &["image", "env.A"]);
         web.impact = Some(Impact {
             requests: 1,
+            streams: 0,
             websockets: 14,
             passthrough: 0,
             closed_after_seconds: Some(300),

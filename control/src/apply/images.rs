@@ -28,7 +28,7 @@ pub(super) async fn keep(engine: &EngineClient, stack: &Stack, observed: &Observ
         let containers = observed.service(&stack.compose_name, &service.compose_service);
         let ids: BTreeSet<&str> = containers.map(|container| container.image_id.as_str()).collect();
         for id in ids.into_iter().filter(|id| !id.is_empty()) {
-            match engine.tag_image(id, &rollback_repository(&service.compose_service), rollback_tag(id)).await {
+            match engine.tag(id, &rollback_repository(&service.compose_service), rollback_tag(id)).await {
                 // A container may outlive its image: then there is nothing to keep.
                 Ok(()) | Err(EngineError::Refused(_)) => {}
                 Err(error) => return Err(error),
@@ -134,7 +134,7 @@ pub(super) async fn clean(
         if previous.contains(&image.id) || current.values().any(|id| *id == image.id) {
             continue;
         }
-        for reference in &image.references {
+        for reference in &image.tags {
             // Its other names go as well where they are of the same repository and nobody asks for them.
             let own = repository_of(reference) == repository;
             if own || (repository_of(reference) == of_service && !wanted.contains(reference)) {

@@ -7,22 +7,25 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Applier, ApplyError, ChangeFailed, Found, ProjectApplied, Request, ServiceApplied, ServiceChange};
 use super::{images, plan_for};
 use crate::artifacts::{ArtifactError, ProjectFolder};
 use crate::compose::{Condition, Stack, StackService};
 use crate::db::{Db, Project};
-use crate::docker::{ComposeCli, ComposeError, EngineError, StackFile};
+use crate::docker::{ComposeCli, ComposeError, EngineClient, EngineError, StackFile};
 use crate::jobs::{CancelToken, Event, Phase, Progress};
 use crate::observed::{Container, ContainerId, Health, NETWORK, Observed};
 use crate::plan::{self, Change, Images, Pins, Plan, ProjectPlan, ServicePlan, Step};
 
 /// How long new containers may take to be ready, unless the service says otherwise.
 const READY: Duration = Duration::from_secs(60);
-/// How long a container without a health check must have run to count as ready.
-const SETTLED: Duration = Duration::from_millis(500);
+/// How long containers without a health check must have been well to count as ready.
+const SETTLED: Duration = Duration::from_secs(1);
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(2);
 /// How often containers that start are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The last lines of a failed container's log that are shown.
@@ -305,7 +308,9 @@ impl Run<'_> {
     async fn ready(&self, stack: &Stack, target: &StackService) -> Result<(), Failed> {
         let limit = self.project.service(&target.name).and_then(|service| service.rollout.timeout).unwrap_or(READY);
         let waits_for_the_end = self.is_waited_for(stack, target);
+        let port = self.project.service(&target.name).map_or(0, |service| service.port);
         let began = Instant::now();
+        let mut well_since: Option<Instant> = None;
         loop {
             let observed = self.applier.engine.observe(NETWORK).await?;
             let there: Vec<&Container> = observed.service(&stack.compose_name, &target.compose_service).collect();
@@ -321,12 +326,19 @@ impl Run<'_> {
             let well = there.iter().filter(well).count();
             let checked = there.iter().any(|one| one.health != Health::None);
             let wanted = target.replicas as usize;
-            let settled = checked || began.elapsed() >= SETTLED;
-            if done >= wanted || (!waits_for_the_end && well + done >= wanted && settled) {
+            let answer = !target.routed || answers(&there, port).await;
+            if waits_for_the_end || well + done < wanted || !answer {
+                well_since = None;
+            } else {
+                well_since.get_or_insert_with(Instant::now);
+            }
+            let settled = well_since.is_some_and(|since| checked || since.elapsed() >= SETTLED);
+            if done >= wanted || settled {
                 return Ok(());
             }
             if began.elapsed() > limit {
-                let message = format!("{} of {wanted} ready after {} s", well + done, limit.as_secs());
+                let silent = if answer { "" } else { ", and not all of them answer on their port" };
+                let message = format!("{} of {wanted} ready after {} s{silent}", well + done, limit.as_secs());
                 let hint = Some("the service's `rollout: {timeout}` is how long it may take".to_owned());
                 return Err(Failed { hint, ..Failed::new(message) });
             }
@@ -354,12 +366,30 @@ impl Run<'_> {
         let Ok(observed) = engine.observe(NETWORK).await else { return };
         for container in observed.service(&stack.compose_name, &target.compose_service) {
             if !before.contains(&container.id)
-                && let Err(error) = engine.discard(&container.id).await
+                && let Err(error) = discard(engine, &container.id).await
             {
                 self.say(Phase::Warning, format!("{} is not removed: {error}", container.name));
             }
         }
     }
+}
+
+/// Whether all that run can be connected to.
+async fn answers(containers: &[&Container], port: u16) -> bool {
+    for container in containers.iter().filter(|one| one.running) {
+        let Some(address) = container.address else { return false };
+        let connect = TcpStream::connect((address, container.port.unwrap_or(port)));
+        if !timeout(CONNECT, connect).await.is_ok_and(|connected| connected.is_ok()) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Stops a container as it wants to be stopped, and removes it.
+async fn discard(engine: &EngineClient, id: &ContainerId) -> Result<(), EngineError> {
+    engine.stop(id).await?;
+    engine.remove(id).await
 }
 
 /// Removes the containers of services that are not to run.
@@ -381,7 +411,7 @@ pub(super) async fn remove_services(
         });
         let mut count = 0;
         for container in containers {
-            match applier.engine.discard(&container.id).await {
+            match discard(&applier.engine, &container.id).await {
                 Ok(()) => count += 1,
                 Err(error) => {
                     applied.ok = false;

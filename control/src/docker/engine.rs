@@ -1,13 +1,10 @@
 //! The Docker engine's API, in control's own words.
 //!
-<<<<<<< HEAD
 //! The only file that knows bollard, with those below it; none of its types leaves it. It must not know what is done
 //! with what it reads.
 
 mod acts;
-=======
-//! The only file that knows bollard, with those below it; none of its types leaves them. It must not know what is done with what it reads.
->>>>>>> 8f2d814 (Plan stacks: compose documents, their hashes, and what a change would do)
+mod images;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -28,13 +25,7 @@ use crate::observed::{
     parse_http_label, parse_port_label, unix_nanos,
 };
 
-<<<<<<< HEAD
 pub use acts::Image;
-=======
-mod images;
-
-pub use images::LocalImage;
->>>>>>> 8f2d814 (Plan stacks: compose documents, their hashes, and what a change would do)
 
 /// Where the engine listens unless `DOCKER_HOST` says otherwise.
 const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";

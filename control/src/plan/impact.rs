@@ -33,6 +33,7 @@ impl Live {
             let sum = in_flight.entry(upstream.name.clone()).or_default();
             for endpoint in &upstream.endpoints {
                 sum.requests += endpoint.in_flight.requests;
+                sum.streams += endpoint.in_flight.streams;
                 sum.websockets += endpoint.in_flight.websockets;
                 sum.passthrough += endpoint.in_flight.passthrough;
             }
@@ -46,9 +47,10 @@ impl Live {
 pub struct Impact {
     /// What is in flight now.
     pub requests: u32,
+    pub streams: u32,
     pub websockets: u32,
     pub passthrough: u32,
-    /// Websockets and passthrough connections that are still there are closed after so long.
+    /// Those that are still there, other than requests that are soon over, are closed after so long.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub closed_after_seconds: Option<u64>,
     /// Whether new requests wait while it restarts.
@@ -68,11 +70,12 @@ pub(super) fn impact(project: &Project, service: &Service, plan: &ServicePlan, l
     };
     let key = ServiceKey::new(project.name.clone(), service.name.clone());
     let now = live.in_flight.get(&key.to_string()).copied().unwrap_or_default();
-    let streams = now.websockets > 0 || now.passthrough > 0;
+    let streams = now.streams > 0 || now.websockets > 0 || now.passthrough > 0;
     let after = service.rollout.stream_drain.unwrap_or(STREAM_DRAIN);
     let recreated = plan.step == Step::RecreateInPlace;
     Some(Impact {
         requests: now.requests,
+        streams: now.streams,
         websockets: now.websockets,
         passthrough: now.passthrough,
         closed_after_seconds: streams.then_some(if in_place { 0 } else { after.as_secs() }),
@@ -98,7 +101,11 @@ impl fmt::Display for Impact {
                 1 => Some(format!("1 {one}")),
                 count => Some(format!("{count} {one}s")),
             };
-            let kinds = [many(self.websockets, "websocket"), many(self.passthrough, "passthrough connection")];
+            let kinds = [
+                many(self.websockets, "websocket"),
+                many(self.streams, "stream"),
+                many(self.passthrough, "passthrough connection"),
+            ];
             let kinds: Vec<String> = kinds.into_iter().flatten().collect();
             let when = if after == 0 { "at once".to_owned() } else { format!("after {}", span(after)) };
             parts.push(format!("{} will be closed {when}", kinds.join(" and ")));
