@@ -120,6 +120,23 @@ fn slow_clients_are_ended_at_their_limits_and_honest_ones_never() {
             assert!(stream.ended());
         }),
     );
+    for (name, path, status) in [
+        ("a body that stops after its answer", "/status/403", 403),
+        ("a body that stops after an empty answer", "/status/204", 204),
+    ] {
+        let connect = client.clone();
+        beside(
+            name,
+            Box::new(move || {
+                let mut stream = connect();
+                let start = Instant::now();
+                send(&mut stream, "POST", "app.test", path, &[("Content-Length", "100")], b"");
+                stream.write_all(b"some").unwrap();
+                assert_eq!(read_answer(&mut stream, "POST").status, status);
+                about(end_of(&mut stream, start).1, 5);
+            }),
+        );
+    }
     let connect = client.clone();
     beside(
         "an idle kept connection",

@@ -35,12 +35,14 @@ mod forward;
 mod judge;
 mod record;
 
-use explain::{TLS_FAILED, explain, is_event_stream, is_long, is_streaming};
+use explain::{TLS_FAILED, explain, is_bare, is_event_stream, is_long, is_streaming};
 use forward::take_off;
 use judge::{Verdict, authority};
 
 /// Endpoints that are tried for one request.
 const ATTEMPTS: usize = 3;
+/// How long the next byte of an h1 body may take once its answer is over: nobody waits for it, and it keeps the endpoint.
+const AFTER_ANSWER: Duration = Duration::from_secs(5);
 
 type Result<T> = std::result::Result<T, Box<Error>>;
 
@@ -243,7 +245,8 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         // From here on the client may be as slow as it likes: the endpoint has begun to answer.
-        session.set_read_timeout(None);
+        let bare = is_bare(response, &session.req_header().method);
+        session.set_read_timeout(bare.then_some(AFTER_ANSWER));
         request.event_stream = is_event_stream(response);
         if is_long(response, &session.req_header().method) {
             request.become_class(Class::Stream);
@@ -269,11 +272,14 @@ impl ProxyHttp for Gateway {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         _body: &mut Option<Bytes>,
         end_of_stream: bool,
         request: &mut Request,
     ) -> Result<Option<Duration>> {
+        if end_of_stream && !request.is_websocket() {
+            session.set_read_timeout(Some(AFTER_ANSWER));
+        }
         // A response that ends with its connection ends also when that is shut down from here: not a true end.
         if end_of_stream && !request.event_stream && !request.is_websocket() && request.is_told() {
             return Err(Error::explain(ErrorType::ConnectionClosed, "its endpoint is to go").into_up());

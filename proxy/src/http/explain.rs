@@ -29,10 +29,14 @@ pub(super) fn is_event_stream(response: &ResponseHeader) -> bool {
 
 /// Whether a response may go on for a while: a long body, or one whose end nobody knows.
 pub(super) fn is_long(response: &ResponseHeader, method: &Method) -> bool {
-    if *method == Method::HEAD || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-        return false;
-    }
-    content_length(&response.headers).is_none_or(|length| length > LONG_BODY)
+    !is_bare(response, method) && content_length(&response.headers).is_none_or(|length| length > LONG_BODY)
+}
+
+/// Whether a response is over with its header.
+pub(super) fn is_bare(response: &ResponseHeader, method: &Method) -> bool {
+    *method == Method::HEAD
+        || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || content_length(&response.headers) == Some(0)
 }
 
 /// The status to answer a failed request with (0: nobody is there to read it), who failed, and what happened.
