@@ -44,6 +44,9 @@ const ATTEMPTS: usize = 3;
 /// How long the next byte of an h1 body may take once its answer is over: nobody waits for it, and it keeps the endpoint.
 const AFTER_ANSWER: Duration = Duration::from_secs(5);
 
+/// How long a client may take to take the end of an event stream.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 type Result<T> = std::result::Result<T, Box<Error>>;
 
 /// The HTTP side of one data thread.
@@ -426,9 +429,16 @@ fn ends_with_connection(session: &Session) -> bool {
 /// Ends an event stream as its server would have: the client takes it up again with another endpoint.
 async fn end_event_stream(session: &mut Session) {
     let h1 = session.as_http1().is_some();
-    if let Err(unsent) = session.downstream_session.finish_body().await {
-        tracing::debug!(error = %unsent, "the end of an event stream could not be sent");
-    } else if h1 {
-        session.downstream_session.shutdown().await;
+    let ended = async {
+        session.downstream_session.finish_body().await?;
+        if h1 {
+            session.downstream_session.shutdown().await;
+        }
+        Result::Ok(())
+    };
+    match tokio::time::timeout(LAST_WORD, ended).await {
+        Ok(Ok(())) => {}
+        Ok(Err(unsent)) => tracing::debug!(error = %unsent, "the end of an event stream could not be sent"),
+        Err(_) => tracing::debug!("the end of an event stream was not taken"),
     }
 }

@@ -120,6 +120,10 @@ impl Request {
     /// Counts the request as one of another class from here on, and lists it as what can be ended.
     pub(super) fn become_class(&mut self, class: Class) {
         let Some(lease) = &mut self.lease else { return };
+        // What has been listed may have been told, and is not to forget it.
+        if lease.class() == class && self.listed.is_some() {
+            return;
+        }
         lease.become_class(class);
         self.list();
     }
