@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use itsup_control::api::{Claim, SocketError};
-use itsup_control::apply::{self, Applied, Applier, ApplyError, ByCompose, Found, Request};
+use itsup_control::apply::{self, Applied, Applier, ApplyError, Found, Request};
 use itsup_control::artifacts::{Artifacts, ProjectFolder};
+use itsup_control::change::Rollouts;
+use itsup_control::change::rollback::rollback;
 use itsup_control::compose::Stack;
 use itsup_control::control::{read_last_good, read_projects, read_settings};
 use itsup_control::db::{Db, Diagnostic};
@@ -13,6 +15,7 @@ use itsup_control::docker::{ComposeCli, EngineClient, StackFile};
 use itsup_control::jobs::{CancelToken, Note, Progress, Work};
 use itsup_control::plan::{self, Live, Pins, Plan};
 use itsup_control::settings::{Root, Settings};
+use itsup_control::worker::rollout_request;
 
 use crate::cli::SettingFlags;
 use crate::client;
@@ -27,8 +30,8 @@ pub(crate) fn plan(root: &Root, request: &Request, exit_code: bool, output: &Out
     let engine = engine(&settings(root)?)?;
     // Without a running itsup there is no traffic to speak of.
     let live = client::status(root).ok().map(|status| Live::of(&status));
+    let pins = pins(root)?;
     let plan = client::runtime()?.block_on(async {
-        let pins = Pins::default();
         let found: Found = apply::look(root, &engine, &db, &pins).await?;
         let serving = read_last_good(root);
         let mut plan: Plan = apply::plan_for(&db, &found, &pins, request, serving.as_ref());
@@ -45,9 +48,10 @@ pub(crate) fn write(root: &Root, project: Option<&str>, output: &Output) -> Resu
     let (db, warnings) = read(root, project)?;
     output.diagnostics(&warnings);
     let settings = settings(root)?;
+    let pins = pins(root)?;
     client::runtime()?.block_on(async {
         let artifacts = Artifacts::read(root, &db).map_err(|error| apply_failure(error.into()))?;
-        let stacks = plan::stacks(&db, &artifacts, &Pins::default());
+        let stacks = plan::stacks(&db, &artifacts, &pins);
         let chosen = stacks.values().filter(|stack| project.is_none_or(|only| only == &*stack.project));
         let chosen: Vec<&Stack> = chosen.filter(|stack| !stack.is_empty()).collect();
         let mut written = Vec::new();
@@ -99,11 +103,23 @@ pub(crate) fn apply(root: &Root, request: &Request, output: &Output) -> Result<(
     // Faults are told at once, and with their places.
     let (db, warnings) = read(root, request.project.as_deref())?;
     output.diagnostics(&warnings);
+    let Request { project, prune, force, unpin, .. } = request.clone();
+    let work = Work::Apply { project, prune, force, unpin };
+    change(root, &work, &db, output)
+}
+
+/// Rolls services over, or back.
+pub(crate) fn roll(root: &Root, work: &Work, output: &Output) -> Result<(), Failure> {
+    let (db, warnings) = read(root, work.project().map(|project| &**project))?;
+    output.diagnostics(&warnings);
+    change(root, work, &db, output)
+}
+
+/// Has the running itsup do it; where none runs it is done here.
+fn change(root: &Root, work: &Work, db: &Db, output: &Output) -> Result<(), Failure> {
     let progress = output.progress();
     if client::is_running(root) {
-        let Request { project, prune, force, unpin } = request.clone();
-        let work = Work::Apply { project, prune, force, unpin };
-        let report = follow::run(root, &work, |note| progress.note(note));
+        let report = follow::run(root, work, |note| progress.note(note));
         progress.end();
         let report = report?;
         let detail = report.outcome.as_ref().and_then(|outcome| outcome.detail.clone());
@@ -118,11 +134,12 @@ pub(crate) fn apply(root: &Root, request: &Request, output: &Output) -> Result<(
     let told = progress.clone();
     let cancel = CancelToken::new();
     let applied = client::runtime()?.block_on(async {
-        let applier = Applier { root: root.clone(), engine, changer: Arc::new(ByCompose) };
+        let rollouts = Rollouts::alone(root.clone(), engine.clone()).await.context("data/ cannot be used")?;
+        let applier = Applier { root: root.clone(), engine, changer: Arc::new(rollouts.clone()) };
         let say = Progress::alone(move |event| told.note(&Note::Progress(event)));
-        let run = applier.run(&db, request, &say, &cancel);
+        let run = alone(&applier, work, db, &say, &cancel);
         tokio::pin!(run);
-        loop {
+        let applied = loop {
             tokio::select! {
                 applied = &mut run => break applied,
                 _ = tokio::signal::ctrl_c(), if !cancel.is_cancelled() => {
@@ -130,10 +147,39 @@ pub(crate) fn apply(root: &Root, request: &Request, output: &Output) -> Result<(
                     cancel.cancel();
                 }
             }
-        }
+        };
+        rollouts.idle().await;
+        applied.map_err(apply_failure)
     });
     progress.end();
-    output.applied(&applied.map_err(apply_failure)?)
+    output.applied(&applied?)
+}
+
+async fn alone(
+    applier: &Applier,
+    work: &Work,
+    db: &Db,
+    say: &Progress,
+    cancel: &CancelToken,
+) -> Result<Applied, ApplyError> {
+    match work {
+        Work::Rollback { project, service } => rollback(applier, db, (project, service.as_ref()), say, cancel).await,
+        Work::Rollout { project, service } => {
+            let request = rollout_request(db, project, service.as_ref())?;
+            applier.run(db, &request, say, cancel).await
+        }
+        Work::Apply { project, prune, force, unpin } => {
+            let (prune, force, unpin) = (*prune, *force, *unpin);
+            let request = Request { project: project.clone(), prune, force, unpin, ..Request::default() };
+            applier.run(db, &request, say, cancel).await
+        }
+        other => Err(ApplyError::Other(format!("{other}: needs a running itsup"))),
+    }
+}
+
+/// What rollbacks hold.
+fn pins(root: &Root) -> Result<Pins, Failure> {
+    Ok(itsup_control::versions::pins(root).context("the pins of rollbacks cannot be read")?)
 }
 
 /// Reads db.yml, in which the project must be.

@@ -81,6 +81,20 @@ pub(crate) enum Command {
         #[arg(long)]
         unpin: bool,
     },
+    /// Roll services over to their image and config of now, changed or not
+    Rollout {
+        #[arg(add = ArgValueCompleter::new(complete::projects))]
+        project: String,
+        /// The one service; all that traffic leads to where none is named
+        service: Option<String>,
+    },
+    /// Go back to what services were before their last change, and stay there until db.yml says otherwise
+    Rollback {
+        #[arg(add = ArgValueCompleter::new(complete::projects))]
+        project: String,
+        /// The one service; all that have an earlier version where none is named
+        service: Option<String>,
+    },
     /// Run docker compose on a project's stack; `up` implies -d and pulls first
     Stack {
         #[arg(add = ArgValueCompleter::new(complete::projects))]

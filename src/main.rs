@@ -23,7 +23,7 @@ use clap::error::ErrorKind;
 use cli::{Cli, Command};
 use failure::Failure;
 use itsup_control::apply::Request;
-use itsup_control::jobs::JobId;
+use itsup_control::jobs::{JobId, Work};
 use render::Output;
 
 #[global_allocator]
@@ -80,12 +80,21 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         }
         Command::Write { project } => changes::write(&root, project.as_deref(), output),
         Command::Apply { project, dry_run, prune, force, unpin } => {
-            let request = Request { project: project.map(Into::into), prune, force, unpin };
+            let project = project.map(Into::into);
+            let request = Request { project, prune, force, unpin, ..Request::default() };
             if dry_run {
                 changes::plan(&root, &request, false, output)
             } else {
                 changes::apply(&root, &request, output)
             }
+        }
+        Command::Rollout { project, service } => {
+            let work = Work::Rollout { project: project.into(), service: service.map(Into::into) };
+            changes::roll(&root, &work, output)
+        }
+        Command::Rollback { project, service } => {
+            let work = Work::Rollback { project: project.into(), service: service.map(Into::into) };
+            changes::roll(&root, &work, output)
         }
         Command::Stack { project, arguments } => stacks::stack(&root, &project, &arguments),
         Command::All { arguments } => stacks::all(&root, &arguments),

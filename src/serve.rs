@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use itsup_control::api::{self, Api, Claim, SocketError};
 use itsup_control::apply::ByCompose;
+use itsup_control::change::Rollouts;
 use itsup_control::control::{Control, ReloadError, Start, read_settings};
 use itsup_control::jobs::Jobs;
 use itsup_control::settings::{Root, Settings, without_ipv6};
@@ -46,7 +47,13 @@ pub(crate) fn run(root: Root, flags: Box<SettingFlags>, output: &Output) -> Resu
         let start = Start { proxy: proxy.clone(), settings, sources, cores: cores(), api: doors.tcp_address() };
         let mut worker = Changes::new(&start.settings);
         let control = Control::start(start).await?;
-        worker.changer = Arc::new(Published { control: control.clone(), changer: ByCompose });
+        worker.changer = match worker.engine.clone() {
+            Some(engine) => {
+                let rollouts = Rollouts::start(worker.root.clone(), engine, control.clone());
+                Arc::new(rollouts.context("data/journal cannot be used")?)
+            }
+            None => Arc::new(Published { control: control.clone(), changer: ByCompose }),
+        };
         serve(proxy, control, worker, doors, output).await
     });
     // Look-ups may hang in the system's resolver; nobody waits for them.

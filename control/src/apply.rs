@@ -16,7 +16,8 @@ use crate::artifacts::{ArtifactError, Artifacts, ProjectFolder};
 use crate::db::{Db, Project, Service};
 use crate::docker::{ComposeCli, ComposeError, EngineClient, EngineError, StackFile};
 use crate::jobs::{CancelToken, Event, Phase, Progress};
-use crate::observed::{NETWORK, Observed};
+use crate::journal;
+use crate::observed::{ContainerId, NETWORK, Observed};
 use crate::plan::{self, Gone, Images, Pins, Plan, Reason};
 use crate::settings::Root;
 
@@ -47,6 +48,11 @@ pub trait Changer: Send + Sync {
 
     /// Has the routes follow db.yml, but those of these projects, whose change has failed, stay as they are.
     fn publish<'a>(&'a self, failed: &'a BTreeSet<Arc<str>>) -> Later<'a, Result<(), String>>;
+
+    /// Waits until nothing is left to do of what a crash has interrupted in a project.
+    fn settled<'a>(&'a self, _project: &'a str) -> Later<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 
     /// What rollbacks hold where it is.
     fn pins(&self) -> Pins {
@@ -104,6 +110,8 @@ pub struct Request {
     pub force: bool,
     /// Let go of what rollbacks hold.
     pub unpin: bool,
+    /// Of the project, these services alone; none named is all of them.
+    pub services: BTreeSet<Arc<str>>,
 }
 
 /// Why nothing was begun.
@@ -148,8 +156,17 @@ pub async fn look(root: &Root, engine: &EngineClient, db: &Db, pins: &Pins) -> R
     let images = stacks.values().flat_map(|stack| &stack.services).map(|service| service.image.clone());
     let images: BTreeSet<String> = images.collect();
     let (observed, images, network) =
-        tokio::try_join!(engine.observe(NETWORK), engine.image_ids(images), engine.has_network(NETWORK))?;
+        tokio::try_join!(observe(root, engine), engine.image_ids(images), engine.has_network(NETWORK))?;
     Ok(Found { observed, artifacts, images: Images(images), network })
+}
+
+/// Reads what containers there are, but those that only finish what they have and then go: they count for nobody.
+async fn observe(root: &Root, engine: &EngineClient) -> Result<Observed, EngineError> {
+    let leaving: BTreeSet<ContainerId> =
+        journal::peek(root).into_values().flat_map(|j| j.retiring).flat_map(|retiring| retiring.containers).collect();
+    let mut observed = engine.observe(NETWORK).await?;
+    observed.containers.retain(|id, _| !leaving.contains(id));
+    Ok(observed)
 }
 
 /// Makes the plan for what was found.

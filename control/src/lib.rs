@@ -5,6 +5,7 @@ pub mod active;
 pub mod api;
 pub mod apply;
 pub mod artifacts;
+pub mod change;
 pub mod compose;
 pub mod control;
 pub mod db;
@@ -21,6 +22,7 @@ pub mod routes;
 pub mod settings;
 pub mod status;
 pub mod units;
+pub mod versions;
 pub mod worker;
 pub mod yaml;
 

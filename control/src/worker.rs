@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::apply::{Applier, ApplyError, ByCompose, ChangeFailed, Changed, Changer, Later, Request, ServiceChange};
+use crate::change::rollback::rollback;
 use crate::control::{Control, ReloadError, read_projects};
+use crate::db::Db;
 use crate::docker::EngineClient;
 use crate::jobs::{CancelToken, Outcome, Progress, Running, Work, Worker};
 use crate::plan::Pins;
@@ -24,8 +26,21 @@ impl Worker for Changes {
             match work {
                 Work::Apply { project, prune, force, unpin } => {
                     let (prune, force, unpin) = (*prune, *force, *unpin);
-                    let request = Request { project: project.clone(), prune, force, unpin };
+                    let request = Request { project: project.clone(), prune, force, unpin, services: BTreeSet::new() };
                     self.apply(&request, progress, cancel).await
+                }
+                Work::Rollout { project, service } => {
+                    let db = match self.db() {
+                        Ok(db) => db,
+                        Err(outcome) => return *outcome,
+                    };
+                    match rollout_request(&db, project, service.as_ref()) {
+                        Ok(request) => self.apply(&request, progress, cancel).await,
+                        Err(error) => refused(&error),
+                    }
+                }
+                Work::Rollback { project, service } => {
+                    self.rollback((project, service.as_ref()), progress, cancel).await
                 }
                 other => Outcome::failed(format!("{other}: this itsup does not do that")),
             }
@@ -45,12 +60,9 @@ impl Changes {
         let Some(engine) = self.engine.clone() else {
             return Outcome::failed("containers are switched off").hint("set ITSUP_DOCKER to on");
         };
-        let (db, _) = match read_projects(&self.root) {
-            Ok(read) => read,
-            Err(refused) => {
-                let message = format!("{}; nothing was changed", refused.message);
-                return Outcome { diagnostics: refused.diagnostics, ..Outcome::failed(message) };
-            }
+        let db = match self.db() {
+            Ok(db) => db,
+            Err(outcome) => return *outcome,
         };
         let applier = Applier { root: self.root.clone(), engine, changer: self.changer.clone() };
         match applier.run(&db, request, progress, cancel).await {
@@ -58,6 +70,50 @@ impl Changes {
             Err(error) => refused(&error),
         }
     }
+
+    async fn rollback(
+        &self,
+        what: (&Arc<str>, Option<&Arc<str>>),
+        progress: &Progress,
+        cancel: &CancelToken,
+    ) -> Outcome {
+        let Some(engine) = self.engine.clone() else {
+            return Outcome::failed("containers are switched off").hint("set ITSUP_DOCKER to on");
+        };
+        let db = match self.db() {
+            Ok(db) => db,
+            Err(outcome) => return *outcome,
+        };
+        let applier = Applier { root: self.root.clone(), engine, changer: self.changer.clone() };
+        match rollback(&applier, &db, what, progress, cancel).await {
+            Ok(applied) => applied.outcome(),
+            Err(error) => refused(&error),
+        }
+    }
+
+    fn db(&self) -> Result<Db, Box<Outcome>> {
+        read_projects(&self.root).map(|(db, _)| db).map_err(|refused| {
+            let message = format!("{}; nothing was changed", refused.message);
+            Box::new(Outcome { diagnostics: refused.diagnostics, ..Outcome::failed(message) })
+        })
+    }
+}
+
+/// What a rollout of a project asks for: all of its services that traffic leads to, or the one named, changed or not.
+pub fn rollout_request(db: &Db, project: &Arc<str>, service: Option<&Arc<str>>) -> Result<Request, ApplyError> {
+    let found = db.project(project).ok_or_else(|| ApplyError::Unknown(project.clone()))?;
+    let rolled = found.services.iter().filter(|one| !one.is_static());
+    let services: BTreeSet<Arc<str>> = match service {
+        Some(name) => rolled.filter(|one| one.name == *name).map(|one| one.name.clone()).collect(),
+        None => rolled.filter(|one| found.is_routed(one)).map(|one| one.name.clone()).collect(),
+    };
+    if services.is_empty() {
+        return Err(ApplyError::Other(match service {
+            Some(service) => format!("the project {project} has no service `{service}` with an image"),
+            None => format!("the project {project} has no service with an image that traffic leads to"),
+        }));
+    }
+    Ok(Request { project: Some(project.clone()), force: true, services, ..Request::default() })
 }
 
 /// What came of an apply that was not begun.

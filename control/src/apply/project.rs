@@ -89,6 +89,7 @@ impl From<ChangeFailed> for Failed {
 impl Run<'_> {
     pub(super) async fn run(self) -> ProjectApplied {
         let _gate = self.progress.enter(&self.project.name).await;
+        self.applier.changer.settled(&self.project.name).await;
         let mut applied = ProjectApplied { project: self.project.name.to_string(), ..ProjectApplied::default() };
         match self.steps(&mut applied).await {
             Ok(()) => {
@@ -161,7 +162,7 @@ impl Run<'_> {
             applied.warnings.push(warning);
         }
         // Others may have changed it while this run waited for its turn.
-        let observed = engine.observe(NETWORK).await?;
+        let observed = super::observe(&self.applier.root, engine).await?;
         let found = Found { observed, images, artifacts: self.found.artifacts.clone(), network: true };
         let only = Request { project: Some(self.project.name.clone()), ..self.request.clone() };
         let plan = plan_for(self.db, &found, self.pins, &only, None);
@@ -179,7 +180,10 @@ impl Run<'_> {
         applied: &mut ProjectApplied,
     ) -> Result<(), Failed> {
         let migrated = self.migrated(stack);
-        for one in plan.services.iter().filter(|one| one.acts() && one.step != Step::Remove) {
+        let asked = |one: &ServicePlan| {
+            self.request.services.is_empty() || self.request.services.contains(one.service.as_str())
+        };
+        for one in plan.services.iter().filter(|one| one.acts() && one.step != Step::Remove && asked(one)) {
             if self.cancel.is_cancelled() {
                 return Err(Failed::new("cancelled"));
             }

@@ -144,7 +144,22 @@ impl ComposeCli {
     /// Runs compose on a stack, and hands over each line that it prints.
     ///
     /// Dropping the future ends compose.
-    pub async fn run<I>(&self, stack: &StackFile, arguments: I, mut line: impl FnMut(&str)) -> Result<(), ComposeError>
+    pub async fn run<I>(&self, stack: &StackFile, arguments: I, line: impl FnMut(&str)) -> Result<(), ComposeError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        self.run_holding(stack, arguments, Stdio::null(), line).await
+    }
+
+    /// The same with something as its standard input that it and its children hold for as long as they live.
+    pub async fn run_holding<I>(
+        &self,
+        stack: &StackFile,
+        arguments: I,
+        held: Stdio,
+        mut line: impl FnMut(&str),
+    ) -> Result<(), ComposeError>
     where
         I: IntoIterator,
         I::Item: AsRef<OsStr>,
@@ -153,7 +168,7 @@ impl ComposeCli {
         let verb = arguments.first().map(|verb| verb.to_string_lossy().into_owned()).unwrap_or_default();
         let mut command = self.on(stack);
         // A group of its own: what interrupts us is for us to pass on.
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.args(arguments).stdin(held).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.kill_on_drop(true).spawn().map_err(|error| self.start_error(error))?;
         let (out, mut lines) = mpsc::channel(64);
         if let Some(stdout) = child.stdout.take() {
