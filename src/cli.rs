@@ -111,6 +111,17 @@ pub(crate) enum Command {
     },
     /// Print the completions for a shell: source <(itsup completions bash)
     Completions { shell: Shell },
+    /// List what db.yml was before each change through the API; show or restore one
+    History {
+        #[command(subcommand)]
+        command: Option<HistoryCommand>,
+    },
+    /// Print the API's description (OpenAPI 3.1)
+    Openapi {
+        /// Write it to this file instead: YAML, or JSON where the name ends so
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// List changes that wait, run or have ended; with a number, watch that one
     Jobs {
         id: Option<u64>,
@@ -150,6 +161,14 @@ pub(crate) enum Shell {
     Bash,
     Zsh,
     Fish,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HistoryCommand {
+    /// Print one of them
+    Show { name: String },
+    /// Put one of them in the place of db.yml, which then becomes a former one itself
+    Restore { name: String },
 }
 
 /// Settings; each stands for the environment variable that its help names, and wins over it and .env.

@@ -10,6 +10,7 @@ mod client;
 mod complete;
 mod failure;
 mod follow;
+mod history;
 mod render;
 mod serve;
 mod stacks;
@@ -65,6 +66,8 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
                 Err(refused) => Err(refused.into()),
             }
         }
+        Command::History { command } => history::history(root, command, output),
+        Command::Openapi { out } => history::openapi(out.as_deref(), output),
         Command::Jobs { id: None, .. } => output.jobs(&client::jobs(&root)?),
         Command::Jobs { id: Some(id), cancel: true } => output.jobs(&[client::cancel(&root, id)?]),
         Command::Jobs { id: Some(id), cancel: false } => {

@@ -10,6 +10,7 @@ use itsup_control::apply::ByCompose;
 use itsup_control::change::Rollouts;
 use itsup_control::control::{Control, ReloadError, Start, read_settings};
 use itsup_control::jobs::Jobs;
+use itsup_control::reconcile;
 use itsup_control::settings::{Root, Settings, without_ipv6};
 use itsup_control::worker::{Changes, Published};
 use itsup_proxy::{Config, Limits, Proxy};
@@ -136,7 +137,8 @@ async fn serve(proxy: Proxy, control: Control, worker: Changes, doors: Doors, ou
         api: tcp.as_ref().and_then(|listener| listener.local_addr().ok()).map(|address| address.to_string()),
     };
     let jobs = Jobs::start(root.jobs(), Arc::new(worker));
-    let api = Api { control: control.clone(), jobs: jobs.clone() };
+    tokio::spawn(reconcile::run(control.clone(), jobs.clone()));
+    let api = Api::new(control.clone(), jobs.clone());
     tokio::spawn(api::serve_control(control_socket, api.clone()));
     tokio::spawn(api::serve_proxy(proxy_socket, api.clone()));
     if let Some(listener) = tcp {

@@ -92,6 +92,7 @@ enum Command {
 #[derive(Clone, Default)]
 struct Snapshot {
     settings: Option<Settings>,
+    db: Arc<Db>,
     api: Option<std::net::SocketAddr>,
     docker: Engine,
     certificates: Arc<Vec<certificates::Shown>>,
@@ -186,6 +187,16 @@ impl Control {
     /// How long a shutdown waits, as last read.
     pub fn grace(&self) -> Duration {
         self.snapshot.borrow().settings.as_ref().map_or(Duration::from_secs(30), |settings| settings.grace)
+    }
+
+    /// The settings, as last read.
+    pub fn settings(&self) -> Option<Settings> {
+        self.snapshot.borrow().settings.clone()
+    }
+
+    /// db.yml, as last read.
+    pub fn db(&self) -> Arc<Db> {
+        self.snapshot.borrow().db.clone()
     }
 
     /// Everything, at this moment.
@@ -558,6 +569,7 @@ impl Actor {
         };
         self.out.send_replace(Arc::new(Snapshot {
             settings: Some(self.settings.clone()),
+            db: self.db.clone(),
             api: self.api,
             docker: self.observed.borrow().engine.clone(),
             certificates,

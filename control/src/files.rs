@@ -57,7 +57,8 @@ fn beside(path: &Path) -> io::Result<PathBuf> {
     Ok(path.with_file_name(format!(".{}.{}.{count}.tmp", name.to_string_lossy(), std::process::id())))
 }
 
-fn write_and_sync(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// Writes a new file and syncs it.
+pub(crate) fn write_and_sync(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // A crash may have left one of this very name behind, were the process id used again.
     let _ = fs::remove_file(path);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
@@ -65,7 +66,8 @@ fn write_and_sync(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
+/// Syncs the folder that a file is in.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -85,6 +85,8 @@ pub struct Job {
     pub report: JobReport,
     /// Whether an equal one was waiting, which this is now part of.
     pub merged: bool,
+    /// Whether this very delivery of a webhook was accepted before, as this job.
+    pub duplicate: bool,
     log: Log,
 }
 
@@ -145,15 +147,19 @@ impl Jobs {
                 return Err(JobError::Closed);
             }
             let (added, id) = queue.add(work, origin, SystemTime::now()).map_err(JobError::Full)?;
-            let (report, log) = queue.get(id).ok_or(JobError::Unknown(id))?;
-            self.inner.say_state(&log, &report);
+            // Of a job that went well long ago, only its deliveries are remembered.
+            let (report, log) = queue.get(id).ok_or(JobError::Ended(id))?;
+            if !matches!(added, Added::Duplicate) {
+                self.inner.say_state(&log, &report);
+            }
             (added, id, report, log)
         };
         self.inner.store.touch();
         if let Added::New { start: Some(lane) } = &added {
             tokio::spawn(run_lane(self.inner.clone(), lane.clone()));
         }
-        Ok(Job { id, report, merged: matches!(added, Added::Merged), log })
+        let (merged, duplicate) = (matches!(added, Added::Merged), matches!(added, Added::Duplicate));
+        Ok(Job { id, report, merged, duplicate, log })
     }
 
     /// Waits until everything that has been accepted is on disk.

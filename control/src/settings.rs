@@ -4,6 +4,7 @@
 //! variable, where it was set and what to write instead, and all faults come at once.
 
 pub mod acme;
+mod api;
 mod env_file;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use ipnet::IpNet;
 use itsup_proxy::AccessLogTarget;
 
 pub use acme::Acme;
+pub use api::{ApiKey, ApiRules, Secret};
 pub use env_file::EnvFile;
 
 use crate::files;
@@ -37,6 +39,8 @@ pub struct Settings {
     pub public_https_port: u16,
     /// `ITSUP_API`: where the API listens on TCP; `None` for `off`. `127.0.0.1:8888`.
     pub api: Option<SocketAddr>,
+    /// What it allows.
+    pub api_rules: ApiRules,
     /// `ITSUP_TRUSTED_PROXIES`: peers whose forwarded headers count.
     pub trusted_proxies: Vec<IpNet>,
     /// `ITSUP_PROXY_PROTOCOL`: peers that must send a PROXY header.
@@ -120,6 +124,16 @@ impl Root {
         self.data().join("api.sock")
     }
 
+    /// `data/history/`: what db.yml was before each change through the API.
+    pub fn history(&self) -> PathBuf {
+        self.data().join("history")
+    }
+
+    /// `data/receipts/`: what each change did.
+    pub fn receipts(&self) -> PathBuf {
+        self.data().join("receipts")
+    }
+
     /// `data/jobs.json`: what is queued, and what was done.
     pub fn jobs(&self) -> PathBuf {
         self.data().join("jobs.json")
@@ -159,11 +173,15 @@ pub enum Variable {
     AcmeDnsTsig,
     AcmeDnsResolver,
     AcmeDnsWait,
+    ApiKey,
+    WebhookSecret,
+    ApiCompose,
+    Reconcile,
 }
 
 impl Variable {
     /// All of them.
-    pub const ALL: [Variable; 24] = [
+    pub const ALL: [Variable; 28] = [
         Variable::Http,
         Variable::Https,
         Variable::PublicHttpsPort,
@@ -188,6 +206,10 @@ impl Variable {
         Variable::AcmeDnsTsig,
         Variable::AcmeDnsResolver,
         Variable::AcmeDnsWait,
+        Variable::ApiKey,
+        Variable::WebhookSecret,
+        Variable::ApiCompose,
+        Variable::Reconcile,
     ];
 
     /// The environment variable's name.
@@ -217,6 +239,10 @@ impl Variable {
             Variable::AcmeDnsTsig => "ACME_DNS_TSIG",
             Variable::AcmeDnsResolver => "ACME_DNS_RESOLVER",
             Variable::AcmeDnsWait => "ACME_DNS_WAIT",
+            Variable::ApiKey => "API_KEY",
+            Variable::WebhookSecret => "WEBHOOK_SECRET",
+            Variable::ApiCompose => "ITSUP_API_COMPOSE",
+            Variable::Reconcile => "ITSUP_RECONCILE",
         }
     }
 
@@ -388,6 +414,7 @@ impl Settings {
             https: reader.value(Variable::Https, any(443), parse_address),
             public_https_port: reader.value(Variable::PublicHttpsPort, 443, parse_port),
             api: reader.value(Variable::Api, Some(SocketAddr::from(([127, 0, 0, 1], 8888))), parse_api),
+            api_rules: api::read(&mut reader),
             trusted_proxies: reader.value(Variable::TrustedProxies, Vec::new(), parse_networks),
             proxy_protocol: reader.value(Variable::ProxyProtocol, Vec::new(), parse_networks),
             access_log: reader.value(
@@ -422,6 +449,7 @@ impl Settings {
             access_log: new.access_log.clone(),
             grace: new.grace,
             acme: new.acme.clone(),
+            api_rules: new.api_rules.clone(),
             ..self.clone()
         };
         let changed = [

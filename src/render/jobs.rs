@@ -2,17 +2,33 @@
 
 use std::io;
 
+use itsup_control::db_file::Former;
 use itsup_control::jobs::{JobReport, JobState, Note, Origin};
 
 use super::table::{Colour, Table};
 use super::{Output, colour};
 use crate::failure::Failure;
-use crate::follow;
+use crate::{follow, history};
 
 impl Output {
     /// The jobs as a table.
     pub(crate) fn jobs(&self, jobs: &[JobReport]) -> Result<(), Failure> {
         self.result(&jobs, || if jobs.is_empty() { "no jobs".into() } else { text(jobs, colour(&io::stdout())) })
+    }
+
+    /// What db.yml was.
+    pub(crate) fn history(&self, formers: &[Former]) -> Result<(), Failure> {
+        self.result(&formers, || history::lines(formers))
+    }
+
+    /// A text as it is; for programs, as a JSON string.
+    pub(crate) fn text(&self, text: &str) -> Result<(), Failure> {
+        self.result(&text, || text.to_owned())
+    }
+
+    /// Something is done.
+    pub(crate) fn done(&self, message: &str) -> Result<(), Failure> {
+        self.result(&serde_json::json!({ "done": true, "message": message }), || message.to_owned())
     }
 
     /// One thing that a job says, as a line on stderr; programs read the end alone.

@@ -1,4 +1,4 @@
-//! Certificates over the control socket: what there is, order it now, revoke it, and the internal root.
+//! Certificates over the control socket alone: order them now, revoke it, and the internal root.
 
 use axum::Router;
 use axum::extract::{Json, State};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Api, Problem};
 use crate::acme::issuer::{AskError, UpdateReport};
-use crate::status::{CertificateReport, RootReport};
+use crate::status::RootReport;
 
 /// What to order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,17 +31,7 @@ pub struct RevokeRequest {
 }
 
 pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/certs", get(list))
-        .route("/certs/ca", get(ca))
-        .route("/certs/update", post(update))
-        .route("/certs/revoke", post(revoke))
-}
-
-async fn list(State(api): State<Api>) -> Result<Json<Vec<CertificateReport>>, Problem> {
-    // With 100,000 hosts this is work; it belongs to no runtime's worker.
-    let certificates = tokio::task::spawn_blocking(move || api.control.certificates()).await;
-    certificates.map(Json).map_err(|_| Problem::internal("the list could not be made"))
+    Router::new().route("/certs/ca", get(ca)).route("/certs/update", post(update)).route("/certs/revoke", post(revoke))
 }
 
 async fn ca(State(api): State<Api>) -> Result<Json<RootReport>, Problem> {

@@ -3,19 +3,23 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::control::{Refused, ReloadError, ShuttingDown};
 use crate::db::Diagnostic;
+use crate::db_file::WriteError;
 use crate::jobs::JobError;
 
 /// Why a request was refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// `about:blank`: the status says what kind of problem it is.
     #[serde(rename = "type")]
-    pub kind: String,
+    #[schema(value_type = String)]
+    pub kind: Box<str>,
     /// The status in words.
-    pub title: String,
+    #[schema(value_type = String)]
+    pub title: Box<str>,
     pub status: u16,
     /// What is wrong, in one line.
     pub detail: String,
@@ -90,5 +94,20 @@ impl From<JobError> for Problem {
         };
         let problem = Problem::new(status, error.to_string());
         if let JobError::Shared(_) = error { problem.hint("cancel it with force=true all the same") } else { problem }
+    }
+}
+
+impl From<WriteError> for Problem {
+    fn from(error: WriteError) -> Problem {
+        let detail = error.to_string();
+        match error {
+            WriteError::Stale => Problem::new(StatusCode::PRECONDITION_FAILED, detail)
+                .hint("read it again, and send the change with the new ETag"),
+            WriteError::Busy => Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail),
+            WriteError::Faulty(refused) => refused.into(),
+            WriteError::Edit(_) => Problem::new(StatusCode::CONFLICT, detail).hint("change it in db.yml itself"),
+            WriteError::Unknown(_) => Problem::not_found(detail),
+            WriteError::Io { .. } => Problem::internal(detail),
+        }
     }
 }

@@ -16,6 +16,10 @@ use crate::control::{Start, read_settings};
 use crate::jobs::{CancelToken, Event, Outcome, Phase, Progress, Running, Work, Worker};
 use crate::settings::{Root, Sources};
 
+mod endpoints;
+mod hooks;
+mod writes;
+
 const GOOD: &str = "projects:\n  - name: hello\n    domain: hello.localhost\n";
 const TWO: &str =
     "projects:\n  - name: hello\n    domain: hello.localhost\n  - name: more\n    domain: more.localhost\n";
@@ -66,7 +70,7 @@ impl World {
         let tcp = listener.local_addr().unwrap();
         let start = Start { proxy: proxy.clone(), settings, sources, cores, api: Some(tcp) };
         let control = Control::start(start).await?;
-        let api = Api { control, jobs: Jobs::start(root.jobs(), Arc::new(Echo)) };
+        let api = Api::new(control, Jobs::start(root.jobs(), Arc::new(Echo)));
         tokio::spawn(serve_control(claim.bind_control(&root).unwrap(), api.clone()));
         tokio::spawn(serve_proxy(claim.bind_api(&root).unwrap(), api.clone()));
         tokio::spawn(serve_tcp(listener, api));
@@ -269,7 +273,7 @@ async fn every_door_has_its_own_rules() {
 
 #[test]
 fn loopback_is_told_in_both_families() {
-    let none = HeaderMap::new();
+    let none = axum::http::HeaderMap::new();
     for (peer, direct) in [
         ("127.0.0.1:1", true),
         ("127.9.9.9:1", true),
@@ -277,7 +281,7 @@ fn loopback_is_told_in_both_families() {
         ("[::ffff:127.0.0.1]:1", true),
         ("10.0.0.1:1", false),
     ] {
-        assert_eq!(is_direct_loopback(peer.parse().unwrap(), &none), direct, "{peer}");
+        assert_eq!(auth::is_direct_loopback(peer.parse().unwrap(), &none), direct, "{peer}");
     }
 }
 
@@ -293,15 +297,15 @@ async fn many_reloads_at_once_are_taken_one_at_a_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_is_a_job_that_can_be_listened_to() {
     let world = World::start(GOOD.as_bytes()).await;
-    let (status, accepted) = world.post_control("/rollout", r#"{"project":"hello","service":"web"}"#).await;
+    let (status, accepted) = world.post_control("/rollout", r#"{"project":"hello"}"#).await;
     assert_eq!((status, &accepted["state"]), (202, &"queued".into()), "{accepted}");
-    assert_eq!(accepted["work"], serde_json::json!({"kind": "rollout", "project": "hello", "service": "web"}));
+    assert_eq!(accepted["work"], serde_json::json!({"kind": "rollout", "project": "hello"}));
     let (status, events) = world.control("GET", &format!("/jobs/{}/events", accepted["id"])).await;
     assert_eq!(status, 200);
     let names: Vec<_> = events.as_str().unwrap().lines().filter_map(|line| line.strip_prefix("event: ")).collect();
     assert_eq!(names, ["state", "state", "progress", "state"]);
     let (_, job) = world.control("GET", &format!("/jobs/{}", accepted["id"])).await;
-    assert_eq!((&job["state"], &job["outcome"]["message"]), (&"done".into(), &"rollout hello web".into()), "{job}");
+    assert_eq!((&job["state"], &job["outcome"]["message"]), (&"done".into(), &"rollout hello".into()), "{job}");
     assert_eq!(world.control("GET", "/jobs").await.1.as_array().unwrap().len(), 1);
     assert_eq!(world.control("POST", &format!("/jobs/{}/cancel", accepted["id"])).await.0, 409);
     assert_eq!(world.control("GET", "/jobs/99").await.0, 404);

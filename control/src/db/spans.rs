@@ -478,7 +478,7 @@ fn full_tag(tag: &Tag) -> String {
 }
 
 /// A scalar's value, and its tag where it is none of YAML's own.
-fn tagged_scalar(text: &str, plain: bool, tag: Option<&Tag>) -> (Resolved, Option<String>) {
+pub(super) fn tagged_scalar(text: &str, plain: bool, tag: Option<&Tag>) -> (Resolved, Option<String>) {
     let untagged = || if plain { resolve::plain(text) } else { Resolved::Str };
     let Some(tag) = tag.map(full_tag) else { return (untagged(), None) };
     if tag.starts_with('!') {

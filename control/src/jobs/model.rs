@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::db::Diagnostic;
 
 /// A job's number; they rise, also across restarts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct JobId(pub u64);
 
@@ -19,12 +20,13 @@ impl fmt::Display for JobId {
 }
 
 /// A command.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Work {
     /// Make what runs what db.yml says: of one project, or of all.
     Apply {
         #[serde(default, skip_serializing_if = "Option::is_none", with = "maybe_name")]
+        #[schema(value_type = Option<String>)]
         project: Option<Arc<str>>,
         /// Remove stacks that are no longer in db.yml.
         #[serde(default)]
@@ -39,20 +41,25 @@ pub enum Work {
     /// Roll services over to their image and config of now.
     Rollout {
         #[serde(with = "name")]
+        #[schema(value_type = String)]
         project: Arc<str>,
         #[serde(default, skip_serializing_if = "Option::is_none", with = "maybe_name")]
+        #[schema(value_type = Option<String>)]
         service: Option<Arc<str>>,
     },
     /// Go back to the previous image and config, and stay there.
     Rollback {
         #[serde(with = "name")]
+        #[schema(value_type = String)]
         project: Arc<str>,
         #[serde(default, skip_serializing_if = "Option::is_none", with = "maybe_name")]
+        #[schema(value_type = Option<String>)]
         service: Option<Arc<str>>,
     },
     /// Fetch itsUP's own source, build it, upgrade to it, and apply.
     SelfUpdate {
         #[serde(with = "name")]
+        #[schema(value_type = String)]
         project: Arc<str>,
     },
 }
@@ -83,7 +90,7 @@ impl fmt::Display for Work {
 }
 
 /// Who asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "via", rename_all = "snake_case")]
 pub enum Origin {
     /// The command line, by the control socket.
@@ -114,7 +121,7 @@ impl Origin {
 }
 
 /// Where a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     Queued,
@@ -132,7 +139,7 @@ impl JobState {
 }
 
 /// A job as it stands.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobReport {
     pub id: JobId,
     pub work: Work,
@@ -150,7 +157,7 @@ pub struct JobReport {
 }
 
 /// What came of a job.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Outcome {
     pub success: bool,
     /// In one line.
@@ -164,6 +171,7 @@ pub struct Outcome {
     pub receipts: Vec<String>,
     /// What the command prints: its own shape for each kind of work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub detail: Option<serde_json::Value>,
 }
 
@@ -185,7 +193,7 @@ impl Outcome {
 }
 
 /// How far a change is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Waiting for another change of the same project.
@@ -209,19 +217,22 @@ pub enum Phase {
 }
 
 /// One thing that a running job says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     pub job: JobId,
     /// RFC 3339.
     pub time: String,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "maybe_name")]
+    #[schema(value_type = Option<String>)]
     pub project: Option<Arc<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "maybe_name")]
+    #[schema(value_type = Option<String>)]
     pub service: Option<Arc<str>>,
     pub phase: Phase,
     pub detail: String,
     /// So many of so many; newer counts replace older ones of the same service and phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u64>>)]
     pub count: Option<(u64, u64)>,
 }
 
@@ -262,7 +273,7 @@ impl Event {
 }
 
 /// What listeners are told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Note {
     /// A running job says something.

@@ -14,7 +14,7 @@ use super::{CancelToken, JobError};
 use crate::status::rfc3339;
 
 /// The most jobs that wait, of all lanes together.
-const WAITING: usize = 1_000;
+const WAITING: usize = 2_000;
 /// The most ended jobs that are remembered.
 const ENDED: usize = 200;
 /// Of these, the newest that are remembered with all they said.
@@ -34,6 +34,8 @@ pub(super) struct Queue {
     last: u64,
     jobs: BTreeMap<JobId, Entry>,
     lanes: HashMap<LaneName, Lane>,
+    /// Those that wait, by what they ask for.
+    waiting: HashMap<Work, JobId>,
     ended: VecDeque<JobId>,
     /// Deliveries whose job waits, runs or went well, the oldest first.
     deliveries: VecDeque<(String, JobId)>,
@@ -59,6 +61,8 @@ pub(super) enum Added {
     New { start: Option<LaneName> },
     /// Part of an equal one that waits.
     Merged,
+    /// The same delivery has been accepted before.
+    Duplicate,
 }
 
 /// What became of a cancelled job.
@@ -95,10 +99,12 @@ struct KeptJob {
 impl Queue {
     /// Adds a command; `Err` says how many wait where that is too many.
     pub(super) fn add(&mut self, work: Work, origin: Origin, now: SystemTime) -> Result<(Added, JobId), usize> {
+        if let Some(id) = origin.delivery().and_then(|delivery| self.delivered(delivery)) {
+            return Ok((Added::Duplicate, id));
+        }
         let lane = work.project().cloned();
-        let waiting = self.lanes.get(&lane).into_iter().flat_map(|lane| &lane.waiting);
-        let equal = waiting.copied().find(|id| self.jobs.get(id).is_some_and(|entry| entry.report.work == work));
-        let all = self.lanes.values().map(|lane| lane.waiting.len()).sum::<usize>();
+        let equal = self.waiting.get(&work).copied();
+        let all = self.waiting.len();
         let id = match equal {
             Some(id) => id,
             None if all >= WAITING => return Err(all),
@@ -119,6 +125,7 @@ impl Queue {
             }
             return Ok((Added::Merged, id));
         }
+        self.waiting.insert(work.clone(), id);
         let report = JobReport {
             id,
             work,
@@ -143,6 +150,7 @@ impl Queue {
             self.lanes.remove(lane);
             return None;
         };
+        self.waiting.remove(&entry.report.work);
         entry.report.state = JobState::Running;
         entry.report.started = Some(rfc3339(now));
         entry.attempts += 1;
@@ -180,6 +188,7 @@ impl Queue {
         if entry.report.state == JobState::Running {
             return Ok(Removed::Told);
         }
+        self.waiting.remove(&entry.report.work);
         let lane = entry.report.work.project().cloned();
         if let Some(lane) = self.lanes.get_mut(&lane) {
             lane.waiting.retain(|waiting| *waiting != id);
@@ -249,6 +258,7 @@ impl Queue {
             match state {
                 JobState::Queued => {
                     self.lanes.entry(work.project().cloned()).or_default().waiting.push_back(id);
+                    self.waiting.insert(work, id);
                 }
                 JobState::Running => {
                     let outcome = Outcome::failed("itsUP ended in the middle of this")

@@ -235,6 +235,8 @@ async fn deliveries_are_known_across_restarts_unless_they_failed() {
     let cli = world.submit(rollout("c", None));
     world.running(cli.id).await;
     within(world.jobs.saved()).await;
+    assert!(world.deliver(rollout("b", Some("web")), "waiting").duplicate);
+    assert!(world.deliver(rollout("a", None), "good").duplicate);
     let known = |world: &World| ["good", "bad", "running", "waiting"].map(|id| world.jobs.delivered(id).is_some());
     assert_eq!(known(&world), [true, false, true, true]);
 
@@ -283,9 +285,9 @@ async fn history_and_queue_are_bounded() {
     assert!(world.jobs.get(JobId(1)).is_none());
     let blocker = world.submit(rollout("a", None));
     world.running(blocker.id).await;
-    for n in 0..1_000 {
+    for n in 0..2_000 {
         world.submit(rollout("a", Some(&n.to_string())));
     }
     let one_more = world.jobs.submit(rollout("b", None), Origin::Cli);
-    assert!(matches!(one_more, Err(JobError::Full(1_000))));
+    assert!(matches!(one_more, Err(JobError::Full(2_000))));
 }
