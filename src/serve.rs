@@ -13,7 +13,7 @@ use itsup_control::jobs::Jobs;
 use itsup_control::reconcile;
 use itsup_control::settings::{Root, Settings, without_ipv6};
 use itsup_control::worker::{Changes, Published};
-use itsup_proxy::{Config, Limits, Proxy};
+use itsup_proxy::{Config, Limits, Listeners, Proxy};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -117,7 +117,7 @@ fn bind_proxy(settings: &Settings) -> Result<Proxy, Failure> {
         access_log: settings.access_log.clone(),
         limits: Limits::default(),
     };
-    Proxy::bind(config).map_err(|error| {
+    Proxy::bind(config, Listeners::default()).map_err(|error| {
         let hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; `itsup run --local` takes 8080 and 8443";
         Failure::with_hint(error.to_string(), hint)
     })

@@ -75,7 +75,7 @@ fn body_of(head: &Head) -> Body {
 
 async fn next_request(worker: &Worker, stream: &mut Downstream) -> Next {
     let limits = &worker.shared.limits;
-    let mut shutdown = worker.shutdown.clone();
+    let mut closing = worker.closing.clone();
     let mut bytes = stream.take_ahead();
     let mut reader = HeadReader::new(limits.header_bytes, limits.header_fields);
     let now = Instant::now();
@@ -95,7 +95,7 @@ async fn next_request(worker: &Worker, stream: &mut Downstream) -> Next {
             () = sleep_until(deadline) => {
                 return if idle { Next::Closed } else { Next::Reject(Reject { status: 408, reason: "header too slow" }) };
             }
-            _ = shutdown.wait_for(|ended| *ended), if idle => return Next::Closed,
+            _ = closing.wait_for(|closing| *closing), if idle => return Next::Closed,
         }
         if idle {
             deadline = Instant::now() + limits.header;

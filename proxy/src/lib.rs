@@ -41,6 +41,7 @@ mod proxy_protocol;
 mod redirect;
 mod relay;
 mod request_id;
+mod self_test;
 mod shared;
 pub mod status;
 mod stream;
@@ -59,11 +60,12 @@ pub use drain::{Drained, Draining, EndpointTally};
 pub use endpoint::Class;
 pub use hold::{Held, Hold, HoldLimits};
 pub use host::{Host, HostError, HostPattern};
-pub use listen::BindError;
+pub use listen::{BindError, Listeners};
 pub use live::Published;
 pub use path::{PathError, PathPrefix};
 pub use probe::answers;
 pub use proxy::{Proxy, StartError};
+pub use self_test::{SelfTestError, Through};
 pub use status::Status;
 pub use table::{
     Action, Address, Changes, Edge, EndpointId, EndpointSpec, HeaderEdits, Health, Passthrough, Policy, Protocol,

@@ -63,9 +63,6 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut tcp: TcpStream, peer: SocketA
             break;
         }
         let _ = bytes.split_to(head.len);
-        if *worker.shutdown.borrow() {
-            break;
-        }
     }
     drop(seat);
 }
@@ -73,7 +70,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut tcp: TcpStream, peer: SocketA
 /// Reads the next request's head; `None` ends the connection.
 async fn next_head(worker: &Worker, tcp: &mut TcpStream, bytes: &mut BytesMut, client: SocketAddr) -> Option<Head> {
     let limits = &worker.shared.limits;
-    let mut shutdown = worker.shutdown.clone();
+    let mut closing = worker.closing.clone();
     let mut reader = HeadReader::new(limits.header_bytes, limits.header_fields);
     let mut deadline = Instant::now() + if bytes.is_empty() { limits.keep_alive } else { limits.header };
     loop {
@@ -90,7 +87,7 @@ async fn next_head(worker: &Worker, tcp: &mut TcpStream, bytes: &mut BytesMut, c
         let idle = bytes.is_empty();
         let read = tokio::select! {
             read = timeout_at(deadline, tcp.read_buf(bytes)) => read,
-            _ = shutdown.wait_for(|ended| *ended), if idle => return None,
+            _ = closing.wait_for(|closing| *closing), if idle => return None,
         };
         match read {
             Ok(Ok(read)) if read > 0 => {}

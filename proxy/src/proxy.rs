@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::access_log::AccessLog;
 use crate::certs::Certs;
@@ -15,15 +16,16 @@ use crate::challenges::Challenges;
 use crate::config::{AccessLogTarget, Config};
 use crate::endpoint::Class;
 use crate::hold::{Hold, HoldLimits};
-use crate::listen::{self, BindError};
+use crate::listen::{self, BindError, Listeners};
 use crate::live::{Published, Store};
 use crate::metrics::{escape_label, header};
 use crate::probe;
+use crate::self_test::{SelfTest, SelfTestError, Through};
 use crate::shared::Shared;
 use crate::status::{EndpointState, EndpointStatus, Status, UpstreamStatus};
 use crate::table::{RouteTable, UpstreamName};
 use crate::tls::Tls;
-use crate::worker::{self, Signals, Sockets};
+use crate::worker::{self, Errand, Signals, Sockets};
 
 /// The running data plane. Cheap to clone; the last clone to go does not stop it, [`Proxy::shutdown`] does.
 #[derive(Clone)]
@@ -35,11 +37,21 @@ struct Inner {
     shared: Arc<Shared>,
     http: SocketAddr,
     https: SocketAddr,
-    /// Whether the first table is there: nothing is accepted before.
-    ready: watch::Sender<bool>,
+    /// The sockets once more, for a newer process; none once this one is to end.
+    kept: Mutex<Listeners>,
+    /// Whether connections are accepted.
+    accept: watch::Sender<bool>,
+    /// Whether the next table opens the doors: the first one does, unless an older process accepts.
+    opens: AtomicBool,
+    /// How many threads accept.
+    accepting: watch::Sender<usize>,
+    /// How many tables have changed anything.
+    generation: watch::Sender<u64>,
     shutdown: watch::Sender<bool>,
+    closing: watch::Sender<bool>,
     kill: watch::Sender<bool>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    errands: Vec<mpsc::UnboundedSender<Errand>>,
+    joins: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// The proxy could not start.
@@ -61,30 +73,62 @@ impl Proxy {
     ///
     /// # Errors
     /// A port is taken or needs a privilege; the system has no more threads.
-    pub fn bind(config: Config) -> Result<Self, StartError> {
+    pub fn bind(config: Config, inherited: Listeners) -> Result<Self, StartError> {
+        Self::start(config, inherited, true)
+    }
+
+    /// Takes over an older process's listeners, and opens those that are missing. Nothing is accepted until
+    /// [`Proxy::resume`] says so: until then the older one does.
+    ///
+    /// # Errors
+    /// A port is taken or needs a privilege; the system has no more threads.
+    pub fn take_over(config: Config, inherited: Listeners) -> Result<Self, StartError> {
+        Self::start(config, inherited, false)
+    }
+
+    fn start(config: Config, inherited: Listeners, opens: bool) -> Result<Self, StartError> {
         let threads = config.threads.get();
-        let http = listen::bind(config.http, threads)?;
-        let https = listen::bind(config.https, threads)?;
-        let (http_address, https_address) = (http[0].local_addr()?, https[0].local_addr()?);
+        let http = listen::bind(config.http, inherited.http, threads)?;
+        let https = listen::bind(config.https, inherited.https, threads)?;
         let (log, log_thread) = AccessLog::start(config.access_log)?;
         let (certs, challenges) = (Arc::new(Certs::default()), Arc::new(Challenges::default()));
         let tls = Tls::new(certs.clone(), challenges.clone())?;
         let shared = Arc::new(Shared::new(Store::new(), challenges, certs, tls, log, config.limits, threads));
         // The log thread ends with the last handle on the log, which is later than anything that could wait for it.
         drop(log_thread);
-        let proxy = Self {
-            inner: Arc::new(Inner {
-                shared,
-                http: http_address,
-                https: https_address,
-                ready: watch::Sender::new(false),
-                shutdown: watch::Sender::new(false),
-                kill: watch::Sender::new(false),
-                threads: Mutex::default(),
-            }),
+        let [accept, shutdown, closing, kill] = std::array::from_fn(|_| watch::Sender::new(false));
+        let accepting = watch::Sender::new(0);
+        let signals = Signals {
+            accept: accept.subscribe(),
+            accepting: accepting.clone(),
+            shutdown: shutdown.subscribe(),
+            closing: closing.subscribe(),
+            kill: kill.subscribe(),
         };
-        proxy.start_threads(http.into_iter().zip(https).map(|(http, https)| Sockets { http, https }))?;
-        Ok(proxy)
+        let mut joins = vec![start_keeper(&shared, kill.subscribe())?];
+        let mut errands = Vec::with_capacity(threads);
+        let doors = http.doors.into_iter().zip(https.doors);
+        for (thread, (http, https)) in doors.enumerate() {
+            let started = worker::start(shared.clone(), thread, Sockets { http, https }, signals.clone())?;
+            joins.push(started.join);
+            errands.push(started.errands);
+        }
+        let inner = Inner {
+            shared,
+            http: http.address,
+            https: https.address,
+            kept: Mutex::new(Listeners { http: http.kept, https: https.kept }),
+            accept,
+            opens: AtomicBool::new(opens),
+            accepting,
+            generation: watch::Sender::new(0),
+            shutdown,
+            closing,
+            kill,
+            errands,
+            joins: Mutex::new(joins),
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Where plain HTTP is listened for; the real port where 0 was asked for.
@@ -102,7 +146,12 @@ impl Proxy {
     /// Large tables take a while to build, so call it where waiting is allowed.
     pub fn publish(&self, table: RouteTable) -> Published {
         let published = self.inner.shared.store.publish(table);
-        self.inner.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+        if published.changed {
+            self.inner.generation.send_replace(published.generation);
+        }
+        if self.inner.opens.swap(false, Ordering::Relaxed) {
+            self.inner.accept.send_replace(true);
+        }
         published
     }
 
@@ -113,36 +162,6 @@ impl Proxy {
     /// with them again, release.
     pub fn hold(&self, upstream: &UpstreamName, limits: HoldLimits) -> Hold {
         self.inner.shared.holds.hold(upstream, limits)
-    }
-
-    fn start_threads(&self, sockets: impl Iterator<Item = Sockets>) -> Result<(), StartError> {
-        let inner = &self.inner;
-        let mut threads = inner.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.push(self.start_keeper()?);
-        for (thread, sockets) in sockets.enumerate() {
-            let signals = Signals {
-                ready: inner.ready.subscribe(),
-                shutdown: inner.shutdown.subscribe(),
-                kill: inner.kill.subscribe(),
-            };
-            threads.push(worker::start(inner.shared.clone(), thread, sockets, signals)?);
-        }
-        Ok(())
-    }
-
-    /// Probes endpoints, away from the data threads.
-    fn start_keeper(&self) -> io::Result<JoinHandle<()>> {
-        let store = self.inner.shared.store.clone();
-        let mut kill = self.inner.kill.subscribe();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("itsup-keeper".into()).spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = probe::keeper(store) => {}
-                    _ = kill.wait_for(|killed| *killed) => {}
-                }
-            });
-        })
     }
 
     /// The table that is live.
@@ -202,16 +221,82 @@ impl Proxy {
         self.inner.shared.log.retarget(target);
     }
 
+    /// The listening sockets once more, to be handed to a newer process.
+    ///
+    /// # Errors
+    /// The process is out of file descriptors.
+    pub fn listeners(&self) -> io::Result<Listeners> {
+        let kept = self.kept();
+        let clones = |sockets: &[TcpListener]| sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>();
+        Ok(Listeners { http: clones(&kept.http)?, https: clones(&kept.https)? })
+    }
+
+    /// Accepts no connection any more, until [`Proxy::resume`]; those that come wait in the sockets' queues. Returns
+    /// when no thread accepts.
+    pub async fn pause(&self) {
+        self.inner.accept.send_replace(false);
+        // The sender is ours: it cannot be gone.
+        let _ = self.inner.accepting.subscribe().wait_for(|threads| *threads == 0).await;
+    }
+
+    /// Accepts connections.
+    pub fn resume(&self) {
+        self.inner.accept.send_replace(true);
+    }
+
+    /// Tells whether every data thread answers within `limit`.
+    pub async fn is_alive(&self, limit: Duration) -> bool {
+        let all = async {
+            for errands in &self.inner.errands {
+                let (alive, is_alive) = oneshot::channel();
+                if errands.send(Errand::Ping(alive)).is_err() || is_alive.await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(limit, all).await.unwrap_or(false)
+    }
+
+    /// How many tables have changed anything, for whoever waits for the next.
+    pub fn generations(&self) -> watch::Receiver<u64> {
+        self.inner.generation.subscribe()
+    }
+
+    /// Makes connections of its own and looks at what they are answered with: a challenge on the plain port, and the
+    /// right certificate on the TLS port.
+    ///
+    /// # Errors
+    /// The first answer that is not the right one.
+    pub async fn test_itself(&self, through: Through) -> Result<(), SelfTestError> {
+        let Inner { shared, http, https, errands, .. } = &*self.inner;
+        let test = SelfTest::new(shared, &self.table());
+        match through {
+            Through::Listeners => test.by_address(*http, *https).await,
+            Through::Threads => test.by_thread(errands).await,
+        }
+    }
+
+    /// Leaves the field to a newer process: accepts nothing more, answers every further request with the word that it
+    /// is the last on its connection (`Connection: close`, GOAWAY), and returns when all connections have ended or
+    /// `limit` has passed. Closes none itself.
+    pub async fn drain(&self, limit: Duration) {
+        self.close_doors();
+        // What is left then is the caller's to cut.
+        let _ = tokio::time::timeout(limit, self.inner.shared.empty()).await;
+    }
+
     /// Stops accepting, lets what is under way end within `grace`, then cuts what is left. Returns how many
     /// connections were cut.
     ///
     /// Idle connections are closed at once; h2 clients are told by GOAWAY, h1 clients by `Connection: close`.
     pub async fn shutdown(&self, grace: Duration) -> u64 {
-        self.inner.shutdown.send_replace(true);
+        self.close_doors();
+        self.inner.closing.send_replace(true);
         let _ = tokio::time::timeout(grace, self.inner.shared.empty()).await;
         let cut = self.inner.shared.connections();
         self.inner.kill.send_replace(true);
-        let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.inner.joins.lock().unwrap_or_else(PoisonError::into_inner));
         let log = self.inner.shared.log.clone();
         let _ = tokio::task::spawn_blocking(move || {
             for thread in threads {
@@ -222,6 +307,29 @@ impl Proxy {
         .await;
         cut
     }
+
+    fn close_doors(&self) {
+        self.inner.shutdown.send_replace(true);
+        *self.kept() = Listeners::default();
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Listeners> {
+        self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Probes endpoints, away from the data threads.
+fn start_keeper(shared: &Shared, mut kill: watch::Receiver<bool>) -> io::Result<JoinHandle<()>> {
+    let store = shared.store.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("itsup-keeper".into()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = probe::keeper(store) => {}
+                _ = kill.wait_for(|killed| *killed) => {}
+            }
+        });
+    })
 }
 
 /// How metrics call them.

@@ -3,7 +3,7 @@
 //! A connection lives and dies on the thread that accepted it, so nothing of it crosses threads.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{SocketAddr, TcpStream as StdStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,12 +13,14 @@ use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::access_log::FLUSH_EVERY;
 use crate::config::Limits;
 use crate::ending::{self, Orders};
 use crate::http::Gateway;
+use crate::listen::Door;
 use crate::metrics::Shard;
 use crate::shared::{Seat, Shared};
 use crate::{front, plain};
@@ -35,8 +37,10 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) thread: usize,
     pub(crate) engine: Arc<HttpProxy<Gateway>>,
-    /// Becomes true when the process is to end.
+    /// Becomes true when the process is to end: every answer from then on says so (`Connection: close`, GOAWAY).
     pub(crate) shutdown: watch::Receiver<bool>,
+    /// Becomes true when connections on which nothing is under way are to be closed, too.
+    pub(crate) closing: watch::Receiver<bool>,
 }
 
 impl Worker {
@@ -47,61 +51,126 @@ impl Worker {
 
 /// A thread's listening sockets.
 pub(crate) struct Sockets {
-    pub(crate) http: StdListener,
-    pub(crate) https: StdListener,
+    pub(crate) http: Vec<Door>,
+    pub(crate) https: Vec<Door>,
 }
 
 /// The turns of a process's life, as the threads see them.
 #[derive(Clone)]
 pub(crate) struct Signals {
-    /// The first table is there: begin to accept.
-    pub(crate) ready: watch::Receiver<bool>,
+    /// Accept now: the first table is there, and no other process accepts.
+    pub(crate) accept: watch::Receiver<bool>,
+    /// How many threads accept.
+    pub(crate) accepting: watch::Sender<usize>,
     /// Stop accepting and finish what there is.
     pub(crate) shutdown: watch::Receiver<bool>,
+    /// Close what is idle.
+    pub(crate) closing: watch::Receiver<bool>,
     /// Stop at once.
     pub(crate) kill: watch::Receiver<bool>,
 }
 
+/// What a thread is asked from outside.
+pub(crate) enum Errand {
+    /// Serve this connection as if it had been accepted.
+    Serve(StdStream, SocketAddr, Kind),
+    /// Say that you are alive.
+    Ping(oneshot::Sender<()>),
+}
+
+/// A data thread and the way to reach it.
+pub(crate) struct Thread {
+    pub(crate) join: JoinHandle<()>,
+    pub(crate) errands: mpsc::UnboundedSender<Errand>,
+}
+
 /// Starts a data thread.
-pub(crate) fn start(
-    shared: Arc<Shared>,
-    thread: usize,
-    sockets: Sockets,
-    signals: Signals,
-) -> io::Result<JoinHandle<()>> {
+pub(crate) fn start(shared: Arc<Shared>, thread: usize, sockets: Sockets, signals: Signals) -> io::Result<Thread> {
     // Before anything can be published, so that no order is missed.
     let orders = shared.store.enders().join();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
-    std::thread::Builder::new().name(format!("itsup-data-{thread}")).spawn(move || {
-        if let Err(error) = runtime.block_on(run(shared, thread, sockets, signals, orders)) {
+    let (errands, inbox) = mpsc::unbounded_channel();
+    let join = std::thread::Builder::new().name(format!("itsup-data-{thread}")).spawn(move || {
+        if let Err(error) = runtime.block_on(run(shared, thread, sockets, signals, inbox, orders)) {
             tracing::error!(thread, %error, "a data thread could not start");
         }
         runtime.shutdown_background();
-    })
+    })?;
+    Ok(Thread { join, errands })
 }
 
-async fn run(shared: Arc<Shared>, thread: usize, sockets: Sockets, signals: Signals, orders: Orders) -> io::Result<()> {
-    let http = TcpListener::from_std(sockets.http)?;
-    let https = TcpListener::from_std(sockets.https)?;
+async fn run(
+    shared: Arc<Shared>,
+    thread: usize,
+    sockets: Sockets,
+    signals: Signals,
+    inbox: mpsc::UnboundedReceiver<Errand>,
+    orders: Orders,
+) -> io::Result<()> {
     let engine = Arc::new(engine(&shared, thread));
-    let worker = Arc::new(Worker { shared, thread, engine, shutdown: signals.shutdown.clone() });
-    let (mut ready, mut shutdown, mut kill) = (signals.ready, signals.shutdown, signals.kill);
+    let Signals { accept, accepting, mut shutdown, mut closing, mut kill } = signals;
+    let worker = Arc::new(Worker { shared, thread, engine, shutdown: shutdown.clone(), closing: closing.clone() });
     tokio::spawn(flush_log(worker.clone()));
     tokio::spawn(ending::obey(orders));
-    let accepting = async {
-        let _ = ready.wait_for(|ready| *ready).await;
-        tokio::join!(accept_all(&worker, http, Kind::Plain), accept_all(&worker, https, Kind::Tls));
-    };
+    tokio::spawn(run_errands(worker.clone(), inbox));
     tokio::select! {
-        () = accepting => {}
+        failed = accept_while_told(&worker, sockets, accept, accepting) => failed?,
         _ = shutdown.wait_for(|ended| *ended) => {}
+    }
+    tokio::select! {
+        _ = closing.wait_for(|closing| *closing) => {}
+        _ = kill.wait_for(|killed| *killed) => {}
     }
     use pingora::apps::HttpServerApp;
     worker.engine.http_cleanup().await;
     let _ = kill.wait_for(|killed| *killed).await;
     worker.shared.log.flush();
     Ok(())
+}
+
+async fn run_errands(worker: Arc<Worker>, mut inbox: mpsc::UnboundedReceiver<Errand>) {
+    while let Some(errand) = inbox.recv().await {
+        match errand {
+            Errand::Serve(tcp, peer, kind) => match TcpStream::from_std(tcp) {
+                Ok(tcp) => accepted(&worker, tcp, peer, kind),
+                Err(error) => tracing::warn!(%error, "a connection could not be served"),
+            },
+            Errand::Ping(alive) => {
+                // Whoever asked may have lost patience.
+                let _ = alive.send(());
+            }
+        }
+    }
+}
+
+/// Accepts from the first yes on, pauses at a no, goes on at the next yes. The sockets stay open all the while.
+async fn accept_while_told(
+    worker: &Arc<Worker>,
+    sockets: Sockets,
+    mut accept: watch::Receiver<bool>,
+    accepting: watch::Sender<usize>,
+) -> io::Result<()> {
+    if accept.wait_for(|yes| *yes).await.is_err() {
+        return std::future::pending().await;
+    }
+    let http = sockets.http.into_iter().map(|door| Ok((Arc::new(door.open()?), Kind::Plain)));
+    let https = sockets.https.into_iter().map(|door| Ok((Arc::new(door.open()?), Kind::Tls)));
+    let listeners = http.chain(https).collect::<io::Result<Vec<_>>>()?;
+    loop {
+        let mut accepts = JoinSet::new();
+        for (listener, kind) in &listeners {
+            let (worker, listener, kind) = (worker.clone(), listener.clone(), *kind);
+            accepts.spawn(async move { accept_all(&worker, &listener, kind).await });
+        }
+        accepting.send_modify(|threads| *threads += 1);
+        let paused = accept.wait_for(|yes| !*yes).await.is_ok();
+        accepts.shutdown().await;
+        accepting.send_modify(|threads| *threads -= 1);
+        if !paused || accept.wait_for(|yes| *yes).await.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }
 
 fn engine(shared: &Arc<Shared>, thread: usize) -> HttpProxy<Gateway> {
@@ -146,13 +215,14 @@ async fn flush_log(worker: Arc<Worker>) {
     }
 }
 
+/// Which port a connection came to.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     Plain,
     Tls,
 }
 
-async fn accept_all(worker: &Arc<Worker>, listener: TcpListener, kind: Kind) {
+async fn accept_all(worker: &Arc<Worker>, listener: &TcpListener, kind: Kind) {
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => accepted(worker, tcp, peer, kind),

@@ -63,8 +63,10 @@ impl World {
         let settings = read_settings(&root, &mut sources, cores).unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let access_log = AccessLogTarget::Off;
-        let proxy =
-            Proxy::bind(Config { http: any, https: any, threads: cores, access_log, limits: Limits::default() });
+        let proxy = Proxy::bind(
+            Config { http: any, https: any, threads: cores, access_log, limits: Limits::default() },
+            itsup_proxy::Listeners::default(),
+        );
         let proxy = proxy.unwrap();
         let listener = TcpListener::bind(any).await.unwrap();
         let tcp = listener.local_addr().unwrap();
