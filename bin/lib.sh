@@ -6,7 +6,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Packages by purpose. aws-lc and mimalloc need a C compiler alone, zlib-ng needs cmake and make.
 BUILD_PACKAGES=(gcc libc6-dev make cmake)
 TEST_PACKAGES=(pebble knot faketime chromium libnss3-tools nginx libnginx-mod-stream haproxy caddy nghttp2-client openssl curl jq apache2-utils python3-venv
-    procps iproute2)
+    procps iproute2 git systemd)
 # Servers that Debian starts when it installs them; the tests run their own, on their own ports.
 DISTRO_SERVICES=(knot nginx haproxy caddy pebble)
 
@@ -83,6 +83,18 @@ need_python_clients() {
         cp "$list" "$venv/installed.txt"
     fi
     export ITSUP_TEST_PYTHON=$venv/bin/python
+}
+
+# The built itsUP, on this folder: the release, else the development build, else the one that is installed.
+itsup() {
+    local program
+    for program in "$(profile_dir release)/itsup" "$(profile_dir dev)/itsup" "$(type -P itsup || true)"; do
+        if [ -x "$program" ]; then
+            "$program" --root "${ITSUP_ROOT:-$ROOT}" "$@"
+            return
+        fi
+    done
+    die "itsUP is not built yet: bin/install.sh"
 }
 
 # The running itsUP's process id, by its pid file; fails where none runs.

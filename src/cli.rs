@@ -134,6 +134,41 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Option<CertsCommand>,
     },
+    /// Make a new root folder: db.yml, .env with a fresh API_KEY, and the folders
+    Init,
+    /// Look at everything that itsUP stands on, and say how to mend what is not as it ought to be
+    Doctor,
+    /// The logs of the proxy, of itsUP itself and of the containers, merged by time
+    Logs {
+        /// A project, or `proxy` (the access log) or `api` (itsUP's own); all of them where it is not said
+        #[arg(value_name = "PROJECT|proxy|api")]
+        what: Option<String>,
+        /// Go on as lines come
+        #[arg(short, long)]
+        follow: bool,
+        /// How many lines of the past
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+        lines: usize,
+    },
+    /// itsUP as a systemd service
+    Service {
+        #[command(subcommand)]
+        command: ServiceCommand,
+        /// The folder for units
+        #[arg(long, global = true, value_name = "DIR", default_value = "/etc/systemd/system")]
+        unit_dir: PathBuf,
+    },
+    /// Update itsUP, and db.yml where it has a repository of its own, from git: build, try out, upgrade
+    SelfUpdate,
+    /// Have a new version take over from the running itsup, without a failed request
+    Upgrade {
+        /// The new version's binary; this very one where it is not said
+        #[arg(long, value_name = "BINARY")]
+        to: Option<PathBuf>,
+        /// How long it may take until it is ready; after that everything stays as it is
+        #[arg(long, value_name = "SECONDS", default_value_t = itsup_control::upgrade::PATIENCE.as_secs())]
+        timeout: u64,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -169,6 +204,26 @@ pub(crate) enum HistoryCommand {
     Show { name: String },
     /// Put one of them in the place of db.yml, which then becomes a former one itself
     Restore { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServiceCommand {
+    /// Write hardened units, make the user, and start the service
+    Install {
+        /// Who it runs as
+        #[arg(long, default_value = "itsup")]
+        user: String,
+        /// Have systemd open the ports, so that connections wait while the service starts anew
+        #[arg(long)]
+        socket: bool,
+        /// Write the units and do nothing else
+        #[arg(long)]
+        no_start: bool,
+    },
+    /// Stop the service and remove its units; all files stay
+    Uninstall,
+    /// Whether it is installed, current and active
+    Status,
 }
 
 /// Settings; each stands for the environment variable that its help names, and wins over it and .env.

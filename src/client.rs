@@ -1,6 +1,7 @@
 //! Asking the running itsup, over its control socket.
 
 use std::io::ErrorKind;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use http::{HeaderName, Method, Request, StatusCode, header};
@@ -9,11 +10,13 @@ use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use itsup_control::api::Problem;
 use itsup_control::jobs::JobReport;
+use itsup_control::self_update::SelfUpdated;
 use itsup_control::settings::Root;
 use itsup_control::status::{ErrorReport, ReloadReport, StatusReport};
+use itsup_control::upgrade::{UpgradeReport, UpgradeRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::from_slice;
+use serde_json::{from_slice, to_vec};
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -28,6 +31,21 @@ pub(crate) fn reload(root: &Root) -> Result<ReloadReport, Failure> {
 /// Asks how it is.
 pub(crate) fn status(root: &Root) -> Result<StatusReport, Failure> {
     let bytes = ask(root, Method::GET, "/status")?;
+    Ok(from_slice(&bytes).context("the running itsup's answer cannot be read (is it of another version?)")?)
+}
+
+/// Has another binary take over.
+pub(crate) fn upgrade(root: &Root, to: Option<PathBuf>, patience_seconds: u64) -> Result<UpgradeReport, Failure> {
+    let to = to.map_or_else(std::env::current_exe, Ok).and_then(|to| to.canonicalize());
+    let to = to.context("the new binary cannot be found")?;
+    let body = to_vec(&UpgradeRequest { to, patience_seconds }).context("the request cannot be made")?;
+    let bytes = runtime()?.block_on(call(root, Method::POST, "/upgrade", Some(body)))?;
+    Ok(from_slice(&bytes).context("the running itsup's answer cannot be read (is it of another version?)")?)
+}
+
+/// Has it update itself from git.
+pub(crate) fn self_update(root: &Root) -> Result<SelfUpdated, Failure> {
+    let bytes = ask(root, Method::POST, "/self-update")?;
     Ok(from_slice(&bytes).context("the running itsup's answer cannot be read (is it of another version?)")?)
 }
 

@@ -8,23 +8,33 @@ mod changes;
 mod cli;
 mod client;
 mod complete;
+mod doctor;
 mod failure;
 mod follow;
 mod history;
+mod inherit;
+mod init;
+mod logs;
 mod render;
 mod serve;
+mod service;
 mod stacks;
+mod systemd;
+mod upgrade;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, ServiceCommand};
 use failure::Failure;
 use itsup_control::apply::Request;
+use itsup_control::control::read_settings;
 use itsup_control::jobs::{JobId, Work};
+use itsup_control::settings::{Root, Settings};
 use render::Output;
 
 #[global_allocator]
@@ -102,6 +112,45 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Stack { project, arguments } => stacks::stack(&root, &project, &arguments),
         Command::All { arguments } => stacks::all(&root, &arguments),
         Command::Completions { shell } => complete::print(shell, output),
+        Command::Init => output.made(&init::init(&root)?),
+        Command::Doctor => {
+            let checks = doctor::examine(&root, cli::SettingFlags::default().sources());
+            output.examined(&checks)?;
+            // What is bad has been told; an error on top would tell nothing more.
+            if checks.iter().any(|check| check.verdict == doctor::Verdict::Bad) {
+                std::process::exit(1)
+            } else {
+                Ok(())
+            }
+        }
+        Command::Logs { what, follow, lines } => {
+            let settings = settings(&root)?;
+            let coloured = render::colour(&std::io::stdout());
+            logs::logs(&root, &settings, &logs::Asked { what, follow, lines, coloured, json: cli.json })
+        }
+        Command::Service { command, unit_dir } => run_service(&root, command, unit_dir, output),
+        Command::SelfUpdate => output.self_updated(&client::self_update(&root)?),
+        Command::Upgrade { to, timeout } => output.upgraded(&client::upgrade(&root, to, timeout)?),
+    }
+}
+
+fn settings(root: &Root) -> Result<Settings, Failure> {
+    let mut sources = cli::SettingFlags::default().sources();
+    read_settings(root, &mut sources, serve::cores())
+        .map_err(|faults| Failure::faults("the settings have faults", faults))
+}
+
+fn run_service(root: &Root, command: ServiceCommand, folder: PathBuf, output: &Output) -> Result<(), Failure> {
+    match command {
+        ServiceCommand::Install { user, socket, no_start } => {
+            let wanted = service::Wanted { folder, user, socket, start: !no_start };
+            output.service("installed", &service::install(root, &settings(root)?, &wanted)?)
+        }
+        ServiceCommand::Uninstall => output.service("removed", &service::uninstall(&folder)?),
+        ServiceCommand::Status => {
+            let wanted = service::Wanted { folder, user: "itsup".into(), socket: false, start: false };
+            output.service("there", &service::status(root, &settings(root)?, &wanted)?)
+        }
     }
 }
 

@@ -9,13 +9,16 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use itsup_control::db::Diagnostic;
+use itsup_control::self_update::SelfUpdated;
 use itsup_control::status::{EndpointReport, ReloadReport, StatusReport};
+use itsup_control::upgrade::UpgradeReport;
 use serde::Serialize;
 
 use crate::failure::Failure;
 
 mod apply;
 mod certs;
+mod day;
 mod jobs;
 mod plan;
 mod progress;
@@ -82,6 +85,25 @@ impl Output {
 
     pub(crate) fn status(&self, report: &StatusReport) -> Result<(), Failure> {
         self.result(report, || status_text(report, colour(&io::stdout())))
+    }
+
+    pub(crate) fn upgraded(&self, report: &UpgradeReport) -> Result<(), Failure> {
+        self.result(report, || {
+            let UpgradeReport { pid, version, took_ms, draining } = report;
+            format!("itsup {version} has taken over as process {pid} in {took_ms} ms; {draining} connections drain\n")
+        })
+    }
+
+    pub(crate) fn self_updated(&self, report: &SelfUpdated) -> Result<(), Failure> {
+        self.result(report, || {
+            let steps = [("itsUP", &report.itsup), ("db.yml", &report.db)];
+            let told = steps.iter().filter_map(|(what, step)| {
+                let step = step.as_ref()?;
+                Some(format!("{what} is at {} now, and was at {}\n", step.to, step.from))
+            });
+            let told: String = told.collect();
+            if told.is_empty() { "everything is up to date\n".into() } else { told }
+        })
     }
 
     pub(crate) fn valid(&self, warnings: &[Diagnostic]) -> Result<(), Failure> {

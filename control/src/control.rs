@@ -24,14 +24,18 @@ use crate::acme::issuer::{self, Ask, AskError, IssuerHandle, Report, UpdateRepor
 use crate::active::{self, ActiveSets};
 use crate::db::{Db, Diagnostic, Project};
 use crate::docker::{self, EngineClient};
+use crate::handover::{Elders, Seats, follow};
 use crate::local::OwnAddresses;
 use crate::observed::{Engine, NETWORK, Observed};
+use crate::pen::{Held, Pen};
 use crate::resolve::{self, Resolved};
 use crate::routes::{self, RouteInputs};
 use crate::settings::{Root, Settings, Sources};
 use crate::status::{
-    CertificateReport, DockerReport, EndpointReport, Listen, ReloadReport, RootReport, StatusReport, UpstreamReport,
+    CertificateReport, DockerReport, EndpointReport, InFlightReport, Listen, ReloadReport, RootReport, StatusReport,
+    UpstreamReport,
 };
+use crate::upgrade::Upgrades;
 use certificates::Certificates;
 pub use changes::PublishError;
 use changes::{Changing, Deed};
@@ -39,6 +43,8 @@ pub use load::{Refused, read_last_good, read_projects, read_settings};
 
 /// How long a start waits for Docker's first word, and a start or reload for the addresses of new static hosts.
 const FIRST_WORD: Duration = Duration::from_secs(3);
+/// How long websockets and passthrough connections may go on at an end that a service does not set itself.
+const STREAM_DRAIN: Duration = Duration::from_secs(5 * 60);
 /// How often certificates are looked at: by the wall clock, which may jump.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
 
@@ -51,6 +57,9 @@ pub struct Control {
     issuer: IssuerHandle,
     proxy: Proxy,
     started: Instant,
+    pen: Pen,
+    elders: Elders,
+    upgrades: Upgrades,
 }
 
 /// What control is started with.
@@ -65,6 +74,12 @@ pub struct Start {
     pub cores: NonZeroUsize,
     /// The API's real TCP address, where it has one.
     pub api: Option<std::net::SocketAddr>,
+    /// What whoever writes `data/` or changes containers has to hold.
+    pub pen: Pen,
+    /// Older processes that still serve connections.
+    pub elders: Elders,
+    /// Where the wish for an upgrade goes.
+    pub upgrades: Upgrades,
 }
 
 /// Itsup no longer takes commands, as it is shutting down.
@@ -85,7 +100,16 @@ pub enum ReloadError {
 
 enum Command {
     Change(Deed),
-    Reload { but: BTreeSet<Arc<str>>, answer: oneshot::Sender<Result<ReloadReport, Refused>> },
+    Reload {
+        but: BTreeSet<Arc<str>>,
+        answer: oneshot::Sender<Result<ReloadReport, Refused>>,
+    },
+    /// Write nothing and publish nothing of your own accord: another process does.
+    Suspend(oneshot::Sender<()>),
+    /// Go on.
+    Resume(oneshot::Sender<()>),
+    /// Traffic goes here now, another process says.
+    Follow(BTreeMap<String, Seats>, oneshot::Sender<()>),
 }
 
 /// What the writer shows of itself.
@@ -102,6 +126,7 @@ struct Snapshot {
     diagnostics: Vec<Diagnostic>,
     last_good: bool,
     reloads: crate::status::Reloads,
+    longest_drain: Duration,
 }
 
 impl Control {
@@ -118,6 +143,7 @@ impl Control {
         let (changed, changes) = mpsc::unbounded_channel();
         let issuer = issuer::start(start.settings.root.clone(), proxy.clone(), wished, changed, &handle);
         let issued = Issued { wishes, changes, report: issuer.report.clone() };
+        let (pen, elders, upgrades) = (start.pen.clone(), start.elders.clone(), start.upgrades.clone());
         let run = move || {
             let runtime = handle.clone();
             match Actor::new(start, out, issued, &runtime) {
@@ -135,7 +161,7 @@ impl Control {
         let gone = || Refused { message: "control did not start".into(), diagnostics: Vec::new() };
         std::thread::Builder::new().name("itsup-control".into()).spawn(run).map_err(|_| gone())?;
         let observed = is_ready.await.map_err(|_| gone())??;
-        Ok(Control { commands, snapshot, observed, issuer, proxy, started: Instant::now() })
+        Ok(Control { commands, snapshot, observed, issuer, proxy, started: Instant::now(), pen, elders, upgrades })
     }
 
     /// Reads db.yml, `.env` and the certificates again, and publishes what they say.
@@ -184,6 +210,54 @@ impl Control {
         self.snapshot.borrow().root.clone()
     }
 
+    /// What to hold while writing `data/` or changing containers.
+    pub fn pen(&self) -> &Pen {
+        &self.pen
+    }
+
+    /// The older processes that still serve connections: what they use may not be stopped.
+    pub fn elders(&self) -> &Elders {
+        &self.elders
+    }
+
+    /// Waits until no older process uses these containers any more, as long as an older one serves at all; returns
+    /// with the pen held, so that they can be stopped.
+    pub(crate) async fn spared_by_elders(&self, containers: BTreeSet<String>) -> Held {
+        let pen = self.pen.hold().await;
+        let ours = |endpoint: &str| endpoint.split('@').next().is_some_and(|id| containers.contains(id));
+        let left = self.elders.wait(&self.proxy, ours, self.longest_drain()).await;
+        if left != InFlightReport::default() {
+            tracing::warn!(?left, "an older process still uses what is stopped now");
+        }
+        pen
+    }
+
+    /// Where the wish for an upgrade goes.
+    pub fn upgrades(&self) -> &Upgrades {
+        &self.upgrades
+    }
+
+    /// Writes and publishes nothing more until [`Control::resume`]; routes stay as they are.
+    pub async fn suspend(&self) -> Result<(), ShuttingDown> {
+        self.tell(Command::Suspend).await
+    }
+
+    /// Goes on after [`Control::suspend`], and catches up.
+    pub async fn resume(&self) -> Result<(), ShuttingDown> {
+        self.tell(Command::Resume).await
+    }
+
+    /// Routes traffic where the newer process says, while suspended.
+    pub async fn follow(&self, upstreams: BTreeMap<String, Seats>) -> Result<(), ShuttingDown> {
+        self.tell(|done| Command::Follow(upstreams, done)).await
+    }
+
+    async fn tell(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) -> Result<(), ShuttingDown> {
+        let (done, is_done) = oneshot::channel();
+        self.commands.send(command(done)).await.map_err(|_| ShuttingDown)?;
+        is_done.await.map_err(|_| ShuttingDown)
+    }
+
     /// How long a shutdown waits, as last read.
     pub fn grace(&self) -> Duration {
         self.snapshot.borrow().settings.as_ref().map_or(Duration::from_secs(30), |settings| settings.grace)
@@ -197,6 +271,11 @@ impl Control {
     /// db.yml, as last read.
     pub fn db(&self) -> Arc<Db> {
         self.snapshot.borrow().db.clone()
+    }
+
+    /// How long a process that has been succeeded goes on serving what it has, at the most.
+    pub fn longest_drain(&self) -> Duration {
+        self.snapshot.borrow().longest_drain
     }
 
     /// Everything, at this moment.
@@ -297,7 +376,7 @@ impl Actor {
         issued: Issued,
         runtime: &Handle,
     ) -> Result<Actor, Refused> {
-        let Start { proxy, settings, sources, cores, api } = start;
+        let Start { proxy, settings, sources, cores, api, .. } = start;
         let root = settings.root.clone();
         let at_start = load::load_at_start(&root)?;
         let mut warnings = Vec::new();
@@ -375,6 +454,16 @@ impl Actor {
                         let _ = answer.send(report);
                     }
                     Some(Command::Change(deed)) => self.change(deed),
+                    Some(Command::Suspend(done)) => {
+                        let _ = done.send(());
+                        if !self.rest(&mut inbox).await {
+                            return;
+                        }
+                        self.publish();
+                    }
+                    Some(Command::Resume(done) | Command::Follow(_, done)) => {
+                        let _ = done.send(());
+                    }
                     None => return,
                 },
                 Ok(()) = self.observed.changed() => { self.publish(); }
@@ -397,6 +486,35 @@ impl Actor {
                 }
             }
         }
+    }
+
+    /// Does nothing but follow another process; false where there is nothing left to do for.
+    async fn rest(&mut self, inbox: &mut mpsc::Receiver<Command>) -> bool {
+        // The issuer orders what is wished for; the other process's does now.
+        self.issued.wishes.send_replace(Arc::new(Wishes::default()));
+        while let Some(command) = inbox.recv().await {
+            match command {
+                Command::Resume(done) => {
+                    let _ = done.send(());
+                    return true;
+                }
+                Command::Follow(upstreams, done) => {
+                    // What is retired by it is what the other process asks after.
+                    let _ = self.proxy.publish(follow(&self.proxy.table(), upstreams));
+                    let _ = done.send(());
+                }
+                Command::Suspend(done) => {
+                    let _ = done.send(());
+                }
+                // Whoever changes containers holds the pen, so there is nobody to disappoint.
+                Command::Change(deed) => drop(deed),
+                Command::Reload { answer, .. } => {
+                    let message = "an upgrade is under way".into();
+                    let _ = answer.send(Err(Refused { message, diagnostics: Vec::new() }));
+                }
+            }
+        }
+        false
     }
 
     async fn reload(&mut self, but: &BTreeSet<Arc<str>>) -> Result<ReloadReport, Refused> {
@@ -579,8 +697,18 @@ impl Actor {
             diagnostics: self.diagnostics.clone(),
             last_good: self.last_good,
             reloads: self.reloads,
+            longest_drain: longest_drain(&self.db),
         }));
     }
+}
+
+/// The longest that any service lets websockets and passthrough connections go on; never less than an idle connection
+/// may wait for its next request.
+fn longest_drain(db: &Db) -> Duration {
+    const LEAST: Duration = Duration::from_secs(90);
+    let services = db.projects.iter().flat_map(|project| &project.services);
+    let limits = services.map(|service| service.rollout.stream_drain.unwrap_or(STREAM_DRAIN).max(LEAST));
+    limits.max().unwrap_or(STREAM_DRAIN)
 }
 
 /// Has Docker watched, or gives the sender back for nobody to use.

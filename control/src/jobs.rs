@@ -72,6 +72,8 @@ struct Inner {
     all: Log,
     store: Store,
     closed: AtomicBool,
+    /// Accepts and does not begin.
+    paused: AtomicBool,
     /// How many run right now.
     running: watch::Sender<usize>,
 }
@@ -129,6 +131,7 @@ impl Jobs {
             all: Log::default(),
             store,
             closed: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             running: watch::Sender::new(0),
         });
         tokio::spawn(store::run(Arc::downgrade(&inner), changed));
@@ -217,6 +220,30 @@ impl Jobs {
         &self.inner.gates
     }
 
+    /// Begins nothing more, and waits until what runs has ended. What is accepted meanwhile waits.
+    pub async fn pause(&self) {
+        {
+            let _queue = self.inner.queue();
+            self.inner.paused.store(true, Ordering::Release);
+        }
+        let mut running = self.inner.running.subscribe();
+        // The sender is in `inner`, which we hold.
+        let _ = running.wait_for(|running| *running == 0).await;
+    }
+
+    /// Goes on after [`Jobs::pause`], and [`Jobs::close`].
+    pub fn resume(&self) {
+        let lanes = {
+            let mut queue = self.inner.queue();
+            self.inner.closed.store(false, Ordering::Release);
+            self.inner.paused.store(false, Ordering::Release);
+            queue.idle_lanes_with_work()
+        };
+        for lane in lanes {
+            tokio::spawn(run_lane(self.inner.clone(), lane));
+        }
+    }
+
     /// Accepts and starts nothing more, and waits until what runs has ended and the queue is on disk. What waits is
     /// the next process's.
     pub async fn close(&self) {
@@ -257,7 +284,7 @@ async fn run_lane(inner: Arc<Inner>, lane: queue::LaneName) {
         };
         let taken = {
             let mut queue = inner.queue();
-            if inner.closed.load(Ordering::Acquire) {
+            if inner.closed.load(Ordering::Acquire) || inner.paused.load(Ordering::Acquire) {
                 queue.leave(&lane);
                 return;
             }

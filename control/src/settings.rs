@@ -57,6 +57,21 @@ pub struct Settings {
     pub threads: NonZeroUsize,
     /// `LE_*` and `ACME_*`; `None` without `LE_EMAIL`.
     pub acme: Option<Acme>,
+    /// How itsUP updates itself.
+    pub update: UpdateSettings,
+}
+
+/// How itsUP updates itself from its git repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpdateSettings {
+    /// `ITSUP_ENV` (or `PYTHON_ENV`, as it was called before) is `production`: without that it does not.
+    pub production: bool,
+    /// `ITSUP_SOURCE`: the folder with its repository. The root folder.
+    pub source: PathBuf,
+    /// `ITSUP_BRANCH`: what is followed. `main`.
+    pub branch: String,
+    /// `ITSUP_BUILD`: a shell command that makes `release/itsup` in the folder `CARGO_TARGET_DIR`. `bin/build-release.sh`.
+    pub build: String,
 }
 
 /// The root folder and where things are in it.
@@ -139,6 +154,11 @@ impl Root {
         self.data().join("jobs.json")
     }
 
+    /// `data/itsup.pid`: the running process.
+    pub fn pid_file(&self) -> PathBuf {
+        self.data().join("itsup.pid")
+    }
+
     /// `data/db.last-good.yml`: the last db.yml that had no fault.
     pub fn last_good_db(&self) -> PathBuf {
         self.data().join("db.last-good.yml")
@@ -177,11 +197,16 @@ pub enum Variable {
     WebhookSecret,
     ApiCompose,
     Reconcile,
+    Env,
+    PythonEnv,
+    SourceFolder,
+    Branch,
+    Build,
 }
 
 impl Variable {
     /// All of them.
-    pub const ALL: [Variable; 28] = [
+    pub const ALL: [Variable; 33] = [
         Variable::Http,
         Variable::Https,
         Variable::PublicHttpsPort,
@@ -210,6 +235,11 @@ impl Variable {
         Variable::WebhookSecret,
         Variable::ApiCompose,
         Variable::Reconcile,
+        Variable::Env,
+        Variable::PythonEnv,
+        Variable::SourceFolder,
+        Variable::Branch,
+        Variable::Build,
     ];
 
     /// The environment variable's name.
@@ -243,6 +273,11 @@ impl Variable {
             Variable::WebhookSecret => "WEBHOOK_SECRET",
             Variable::ApiCompose => "ITSUP_API_COMPOSE",
             Variable::Reconcile => "ITSUP_RECONCILE",
+            Variable::Env => "ITSUP_ENV",
+            Variable::PythonEnv => "PYTHON_ENV",
+            Variable::SourceFolder => "ITSUP_SOURCE",
+            Variable::Branch => "ITSUP_BRANCH",
+            Variable::Build => "ITSUP_BUILD",
         }
     }
 
@@ -427,6 +462,13 @@ impl Settings {
             docker_host: reader.value(Variable::DockerHost, None, |text| Ok(Some(text.to_owned()))),
             threads: reader.value(Variable::Threads, cores, parse_threads),
             acme: acme::read(&mut reader, &root),
+            update: UpdateSettings {
+                production: reader.value(Variable::Env, false, is_production)
+                    || reader.value(Variable::PythonEnv, false, is_production),
+                source: reader.value(Variable::SourceFolder, root.path().to_owned(), |text| Ok(root.path().join(text))),
+                branch: reader.value(Variable::Branch, "main".to_owned(), parse_branch),
+                build: reader.value(Variable::Build, "bin/build-release.sh".to_owned(), |text| Ok(text.to_owned())),
+            },
             root,
         };
         if reader.faults.is_empty() { Ok(settings) } else { Err(reader.faults) }
@@ -450,6 +492,7 @@ impl Settings {
             grace: new.grace,
             acme: new.acme.clone(),
             api_rules: new.api_rules.clone(),
+            update: new.update.clone(),
             ..self.clone()
         };
         let changed = [
@@ -560,6 +603,20 @@ fn parse_switch(text: &str) -> Result<bool, Problem> {
         "on" | "yes" | "true" | "1" => Ok(true),
         other if is_off(other) => Ok(false),
         _ => Err(problem(format!("`{text}` is neither on nor off"), "write on or off")),
+    }
+}
+
+/// Anything but production is a place to try things out.
+fn is_production(text: &str) -> Result<bool, Problem> {
+    Ok(text.eq_ignore_ascii_case("production"))
+}
+
+fn parse_branch(text: &str) -> Result<String, Problem> {
+    let sound = !text.starts_with('-') && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+    if sound {
+        Ok(text.to_owned())
+    } else {
+        Err(problem(format!("`{text}` is not a branch"), "write a name, as in main"))
     }
 }
 

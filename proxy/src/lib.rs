@@ -60,7 +60,7 @@ pub use drain::{Drained, Draining, EndpointTally};
 pub use endpoint::Class;
 pub use hold::{Held, Hold, HoldLimits};
 pub use host::{Host, HostError, HostPattern};
-pub use listen::{BindError, Listeners};
+pub use listen::{BindError, Listeners, listens_on};
 pub use live::Published;
 pub use path::{PathError, PathPrefix};
 pub use probe::answers;

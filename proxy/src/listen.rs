@@ -81,8 +81,8 @@ pub(crate) fn bind(address: SocketAddr, inherited: Vec<TcpListener>, threads: us
     bound.map_err(fail)
 }
 
-/// Tells whether a socket is what `address` asks for.
-pub(crate) fn listens_on(socket: &TcpListener, address: SocketAddr) -> bool {
+/// Tells whether a socket is what `address` asks for; port 0 asks for any.
+pub fn listens_on(socket: &TcpListener, address: SocketAddr) -> bool {
     let Ok(local) = socket.local_addr() else { return false };
     let same_ip = local.ip() == address.ip() || (local.ip().is_unspecified() && address.ip().is_unspecified());
     same_ip && (address.port() == 0 || address.port() == local.port())

@@ -73,8 +73,16 @@ impl Proxy {
     ///
     /// # Errors
     /// A port is taken or needs a privilege; the system has no more threads.
-    pub fn bind(config: Config, inherited: Listeners) -> Result<Self, StartError> {
-        Self::start(config, inherited, true)
+    pub fn bind(config: Config) -> Result<Self, StartError> {
+        Self::start(config, Listeners::default(), true)
+    }
+
+    /// The same with sockets that somebody else has opened; those that are missing are opened.
+    ///
+    /// # Errors
+    /// A port is taken or needs a privilege; the system has no more threads.
+    pub fn bind_with(config: Config, opened: Listeners) -> Result<Self, StartError> {
+        Self::start(config, opened, true)
     }
 
     /// Takes over an older process's listeners, and opens those that are missing. Nothing is accepted until

@@ -18,6 +18,7 @@ mod services;
 mod sockets;
 #[cfg(test)]
 mod tests;
+mod upgrading;
 mod writing;
 
 use std::io;
@@ -33,7 +34,7 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Router, body::Bytes};
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::control::Control;
 use crate::db_file::{DbFile, Held};
@@ -132,20 +133,25 @@ impl Api {
     }
 }
 
-/// Serves the control socket until the process ends.
-pub async fn serve_control(listener: UnixListener, api: Api) -> io::Result<()> {
-    axum::serve(listener, router(api, Door::Control)).await
+/// Serves the control socket until told to close: then answers what has been asked, and returns.
+pub async fn serve_control(listener: UnixListener, api: Api, close: watch::Receiver<bool>) -> io::Result<()> {
+    axum::serve(listener, router(api, Door::Control)).with_graceful_shutdown(told(close)).await
 }
 
-/// Serves `ITSUP_API` until the process ends.
-pub async fn serve_tcp(listener: TcpListener, api: Api) -> io::Result<()> {
-    let router = router(api, Door::Tcp);
-    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+/// Serves `ITSUP_API` until told to close: then answers what has been asked, and returns.
+pub async fn serve_tcp(listener: TcpListener, api: Api, close: watch::Receiver<bool>) -> io::Result<()> {
+    let router = router(api, Door::Tcp).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, router).with_graceful_shutdown(told(close)).await
 }
 
-/// Serves what the proxy sends until the process ends.
-pub async fn serve_proxy(listener: UnixListener, api: Api) -> io::Result<()> {
-    axum::serve(listener, router(api, Door::Proxy)).await
+/// Serves what the proxy sends until told to close: then answers what has been asked, and returns.
+pub async fn serve_proxy(listener: UnixListener, api: Api, close: watch::Receiver<bool>) -> io::Result<()> {
+    axum::serve(listener, router(api, Door::Proxy)).with_graceful_shutdown(told(close)).await
+}
+
+async fn told(mut close: watch::Receiver<bool>) {
+    // A sender that is gone has nothing more to say.
+    let _ = close.wait_for(|close| *close).await;
 }
 
 /// Everything that every door has, behind its guard. A test holds this against the description.
@@ -187,7 +193,7 @@ fn router(api: Api, door: Door) -> Router {
         router = router.route(path, methods);
     }
     if door == Door::Control {
-        router = router.merge(certs::routes());
+        router = router.merge(certs::routes()).merge(upgrading::routes());
     }
     let router =
         router.fallback(not_found).method_not_allowed_fallback(wrong_method).layer(DefaultBodyLimit::max(BODY));

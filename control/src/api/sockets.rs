@@ -2,12 +2,14 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Group;
-use tokio::net::UnixListener;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::files;
 use crate::settings::Root;
@@ -30,8 +32,12 @@ pub enum SocketError {
 }
 
 /// The sole right to a root folder's state; it ends with the process, however that ends.
+///
+/// It can be handed to another process, as a file descriptor: then it ends when both have closed it.
+#[derive(Debug)]
 pub struct Claim {
-    _lock: Flock<File>,
+    /// Closed and never unlocked: unlocking would take it from the other process, too.
+    lock: File,
     group: Option<u32>,
 }
 
@@ -44,14 +50,23 @@ impl Claim {
         files::make_private_folder(&data).map_err(at(&data))?;
         let path = data.join("itsup.lock");
         let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let lock = Flock::lock(open.map_err(at(&path))?, FlockArg::LockExclusiveNonblock);
-        let _lock = lock.map_err(|(_, errno)| match errno {
-            nix::errno::Errno::EWOULDBLOCK => SocketError::Running(root.path().to_owned()),
-            errno => at(&path)(errno.into()),
+        Claim::lock(root, open.map_err(at(&path))?)
+    }
+
+    /// Takes over the claim of an older process, which still has it, too.
+    pub fn inherit(root: &Root, lock: File) -> Result<Claim, SocketError> {
+        Claim::lock(root, lock)
+    }
+
+    fn lock(root: &Root, lock: File) -> Result<Claim, SocketError> {
+        let data = root.data();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
+            Errno::WOULDBLOCK => SocketError::Running(root.path().to_owned()),
+            errno => at(&data.join("itsup.lock"))(errno.into()),
         })?;
         let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid.as_raw());
         let group = group.filter(|group| open_to_group(&data, *group, 0o710));
-        Ok(Claim { _lock, group })
+        Ok(Claim { lock, group })
     }
 
     /// Binds the control socket, for its owner and the group `itsup`.
@@ -70,6 +85,12 @@ impl Claim {
     }
 }
 
+impl AsFd for Claim {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+}
+
 /// Whoever holds the claim may replace what is there: nobody can be listening on it.
 fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     // sun_path has 108 bytes, one of them for the end.
@@ -81,6 +102,7 @@ fn bind(path: &Path) -> Result<UnixListener, SocketError> {
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(at(path))?;
+    listener.set_nonblocking(true).map_err(at(path))?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(at(path))?;
     Ok(listener)
 }
@@ -103,6 +125,18 @@ fn at(path: &Path) -> impl Fn(io::Error) -> SocketError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_claim_goes_over_without_a_moment_between() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let older = Claim::take(&root).unwrap();
+        let newer = Claim::inherit(&root, older.as_fd().try_clone_to_owned().unwrap().into()).unwrap();
+        drop(older);
+        assert!(matches!(Claim::take(&root), Err(SocketError::Running(_))), "the newer one has it");
+        drop(newer);
+        Claim::take(&root).unwrap();
+    }
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_a_living_itsup_is_not() {

@@ -15,6 +15,7 @@ use super::*;
 use crate::control::{Start, read_settings};
 use crate::jobs::{CancelToken, Event, Outcome, Phase, Progress, Running, Work, Worker};
 use crate::settings::{Root, Sources};
+use crate::upgrade::Upgrades;
 
 mod endpoints;
 mod hooks;
@@ -43,6 +44,7 @@ struct World {
     proxy: Proxy,
     tcp: SocketAddr,
     _claim: Claim,
+    _close: watch::Sender<bool>,
 }
 
 impl World {
@@ -63,20 +65,22 @@ impl World {
         let settings = read_settings(&root, &mut sources, cores).unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let access_log = AccessLogTarget::Off;
-        let proxy = Proxy::bind(
-            Config { http: any, https: any, threads: cores, access_log, limits: Limits::default() },
-            itsup_proxy::Listeners::default(),
-        );
+        let proxy =
+            Proxy::bind(Config { http: any, https: any, threads: cores, access_log, limits: Limits::default() });
         let proxy = proxy.unwrap();
         let listener = TcpListener::bind(any).await.unwrap();
         let tcp = listener.local_addr().unwrap();
-        let start = Start { proxy: proxy.clone(), settings, sources, cores, api: Some(tcp) };
+        let (pen, elders) = Default::default();
+        let (upgrades, _) = Upgrades::channel();
+        let start = Start { proxy: proxy.clone(), settings, sources, cores, api: Some(tcp), pen, elders, upgrades };
         let control = Control::start(start).await?;
         let api = Api::new(control, Jobs::start(root.jobs(), Arc::new(Echo)));
-        tokio::spawn(serve_control(claim.bind_control(&root).unwrap(), api.clone()));
-        tokio::spawn(serve_proxy(claim.bind_api(&root).unwrap(), api.clone()));
-        tokio::spawn(serve_tcp(listener, api));
-        Ok(World { folder, root, proxy, tcp, _claim: claim })
+        let close = watch::Sender::new(false);
+        let socket = |listener| UnixListener::from_std(listener).unwrap();
+        tokio::spawn(serve_control(socket(claim.bind_control(&root).unwrap()), api.clone(), close.subscribe()));
+        tokio::spawn(serve_proxy(socket(claim.bind_api(&root).unwrap()), api.clone(), close.subscribe()));
+        tokio::spawn(serve_tcp(listener, api, close.subscribe()));
+        Ok(World { folder, root, proxy, tcp, _claim: claim, _close: close })
     }
 
     fn write(&self, name: &str, text: &str) {

@@ -271,6 +271,11 @@ impl Rollouts {
 
     /// Stops and removes containers, all at a time. What the engine refuses is tried again some times.
     async fn remove(&self, containers: &Ids) -> Result<(), EngineError> {
+        // Held, as a process that has been succeeded must not stop what its successor has decided to keep.
+        let _pen = match &self.inner.control {
+            Some(control) => Some(control.spared_by_elders(containers.iter().map(ToString::to_string).collect()).await),
+            None => None,
+        };
         for attempt in 1.. {
             let results = futures_util::future::join_all(containers.iter().map(|id| async move {
                 self.persist("stopping", || self.inner.engine.stop(id)).await?;

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Renews the certificates that are due. Arguments are those of `itsup certs renew`.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+itsup certs renew "$@"
