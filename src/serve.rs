@@ -77,6 +77,8 @@ fn run_with(
         .build()
         .context("the async runtime cannot be started")?;
     let done = runtime.block_on(async {
+        // Before anybody can know of this process.
+        let signals = Signals::new()?;
         let house = match older {
             None => {
                 let (mut house, pen) = House::open(settings, sources, inherited, false).await?;
@@ -90,7 +92,7 @@ fn run_with(
         house.keep_promise();
         output.ready(&house.ready())?;
         systemd::notify("READY=1");
-        house.live().await
+        house.live(signals).await
     });
     // Look-ups may hang in the system's resolver; nobody waits for them.
     runtime.shutdown_background();
@@ -230,8 +232,7 @@ impl House {
         self.close.send_replace(true);
     }
 
-    async fn live(mut self) -> Result<(), Failure> {
-        let mut signals = Signals::new()?;
+    async fn live(mut self, mut signals: Signals) -> Result<(), Failure> {
         match self.until_the_end(&mut signals).await {
             End::Stopped => {
                 systemd::notify("STOPPING=1");

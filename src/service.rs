@@ -52,6 +52,14 @@ pub(crate) fn install(root: &Root, settings: &Settings, wanted: &Wanted) -> Resu
         written.map_err(|error| not_root(format!("{}: {error}", path.display())))?;
         report.units.push(path);
     }
+    let socket = wanted.folder.join(SOCKET);
+    if !wanted.socket && socket.exists() {
+        // Of an earlier installation; the service would go on waiting for it.
+        if wanted.start && has_systemd() {
+            systemctl(&["disable", "--now", SOCKET])?;
+        }
+        std::fs::remove_file(&socket).map_err(|error| not_root(format!("{}: {error}", socket.display())))?;
+    }
     if !wanted.start {
         return Ok(report);
     }
