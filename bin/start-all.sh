@@ -30,17 +30,19 @@ if [ ! -e db.yml ]; then
 fi
 mkdir -p data logs
 
-if $local_ports; then
-    export ITSUP_HTTP=${ITSUP_HTTP:-[::]:8080} ITSUP_HTTPS=${ITSUP_HTTPS:-[::]:8443}
-    export ITSUP_PUBLIC_HTTPS_PORT=${ITSUP_PUBLIC_HTTPS_PORT:-8443}
-fi
-
 # A setting as itsUP will see it: the environment, then .env, then the default.
 setting() {
     local value=${!1:-}
     [ -n "$value" ] || value=$(sed -n "s/^$1=[\"']\{0,1\}\([^\"']*\).*/\1/p" .env 2>/dev/null | tail -1)
     echo "${value:-$2}"
 }
+
+# Somebody who has said where to listen is not overruled.
+if $local_ports; then
+    ITSUP_HTTP=$(setting ITSUP_HTTP '[::]:8080') ITSUP_HTTPS=$(setting ITSUP_HTTPS '[::]:8443')
+    ITSUP_PUBLIC_HTTPS_PORT=$(setting ITSUP_PUBLIC_HTTPS_PORT "${ITSUP_HTTPS##*:}")
+    export ITSUP_HTTP ITSUP_HTTPS ITSUP_PUBLIC_HTTPS_PORT
+fi
 http=$(setting ITSUP_HTTP '[::]:80') https=$(setting ITSUP_HTTPS '[::]:443')
 
 # How to try it; shown only once it has been seen to work.
@@ -82,7 +84,7 @@ setsid "$itsup" run >>"$log" 2>&1 </dev/null &
 pid=$!
 echo "$pid" >data/itsup.pid
 for _ in $(seq 300); do
-    if tail -c "+$((before + 1))" "$log" | grep -qi ready; then
+    if tail -c "+$((before + 1))" "$log" | grep -q '^itsup is ready'; then
         say "itsUP runs (process $pid) on $http and $https; log: $log; stop: bin/stop-all.sh"
         show
         exit

@@ -9,7 +9,8 @@ if ! pid=$(running_pid); then
 fi
 kill -TERM "$pid"
 for _ in $(seq 600); do
-    if ! kill -0 "$pid" 2>/dev/null; then
+    # Not kill -0: where nobody takes the dead away, they can be signalled still.
+    if [ "$(running_pid)" != "$pid" ]; then
         rm -f "$ROOT/data/itsup.pid"
         say "stopped"
         exit
