@@ -44,8 +44,11 @@ impl Root {
     }
 
     /// `itsup --root THIS`, without any ITSUP_* variable of the tests' own environment.
+    ///
+    /// `ITSUP_TEST_BINARY` puts another build of it under test, such as the one that is to be released.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_itsup"));
+        let binary = std::env::var_os("ITSUP_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_itsup").into());
+        let mut command = Command::new(binary);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ITSUP_")) {
             command.env_remove(name);
         }
@@ -71,6 +74,7 @@ pub(crate) struct Starter {
     root: Root,
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
+    through: Vec<String>,
 }
 
 impl Starter {
@@ -89,6 +93,12 @@ impl Starter {
     /// With containers looked for on the real Docker engine.
     pub(crate) fn docker(self) -> Starter {
         self.env("ITSUP_DOCKER", "on")
+    }
+
+    /// Started by these words, such as those of [`super::with_files_over`], which must end in exec.
+    pub(crate) fn through(mut self, words: &[String]) -> Starter {
+        self.through = words.to_vec();
+        self
     }
 
     /// Writes db.yml.
@@ -110,7 +120,7 @@ impl Starter {
             command.env(name, value);
         }
         command.envs(self.environment).args(["--json", "run"]).args(self.arguments);
-        let child = Child::start("itsup run", &mut command);
+        let child = Child::start("itsup run", &mut through(&self.through, command));
         let line = child.line(|line| line.contains("\"ready\""));
         let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
         let address = |name: &str| ready[name].as_str().map(|text| text.parse::<SocketAddr>().unwrap());
@@ -149,7 +159,7 @@ impl Itsup {
 
     /// One to be started on this root.
     pub(crate) fn on(root: &Root) -> Starter {
-        Starter { root: root.clone(), environment: Vec::new(), arguments: Vec::new() }
+        Starter { root: root.clone(), environment: Vec::new(), arguments: Vec::new(), through: Vec::new() }
     }
 
     pub(crate) fn root(&self) -> &Root {
@@ -280,6 +290,10 @@ impl Itsup {
         self.child.wait(limit)
     }
 
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.is_running()
+    }
+
     /// SIGTERM, and an end with exit code 0 within [`PATIENCE`]; gives the root for another start.
     #[track_caller]
     pub(crate) fn stop(mut self) -> Root {
@@ -299,6 +313,20 @@ impl Itsup {
     pub(crate) fn memory(&self) -> u64 {
         memory(self.pid())
     }
+}
+
+/// The same command behind these words.
+fn through(words: &[String], command: Command) -> Command {
+    let Some((program, more)) = words.split_first() else { return command };
+    let mut outer = Command::new(program);
+    outer.args(more).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
 }
 
 /// A process's resident memory, bytes.

@@ -18,9 +18,11 @@
 mod backend;
 mod child;
 mod client;
+mod docker;
 mod itsup;
 mod testd;
 mod tools;
+mod world;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -31,9 +33,11 @@ pub(crate) use client::{
     Answer, Stream, plain, read_answer, read_head, read_line, send, tcp, tcp_from, tls, tls_config, tls_over,
     try_read_answer,
 };
+pub(crate) use docker::{Docker, NETWORK, address, docker, testd_image, testd_image_with_health, try_docker};
 pub(crate) use itsup::{Itsup, Root, Starter, memory};
 pub(crate) use testd::Testd;
 pub(crate) use tools::{curl, has_program, load, python};
+pub(crate) use world::{in_network_of, with_files_over, with_own_network, without_ipv6};
 
 /// The longest that anything is waited for: far more than it takes, as the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
