@@ -1,5 +1,7 @@
 //! The access log: a JSON line for each request, who failed, reopened on SIGUSR1, off, or on stdout.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod harness;
 
 use std::io::Write as _;

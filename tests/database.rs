@@ -1,5 +1,7 @@
 //! db.yml as its writer meets it: the old format, all faults at once, the schema, a start with faults, a reload that refuses.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod harness;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! Following Docker: real containers on the real network, as they start, die, move, fall ill, and while the engine is away.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod harness;
 
 use std::io::Write as _;

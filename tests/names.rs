@@ -1,5 +1,7 @@
 //! Static hosts that are DNS names are looked up again as they change.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod harness;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! bin/: what a newcomer runs. Each test has a clone of its own, in which `cargo build` has been done already.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod harness;
 
 use std::net::TcpListener;

@@ -123,6 +123,10 @@ async fn connect(upstream: &LiveUpstream, lease: &Lease, ends: (SocketAddr, Sock
     let mut tcp = tokio::time::timeout(upstream.policy.connect_timeout, TcpStream::connect(address))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"))??;
+    if lease.endpoint().is_closed() {
+        // A connection that took its time may have come about with whoever has the address by now.
+        return Err(io::Error::new(io::ErrorKind::NotConnected, "its endpoint has been retired"));
+    }
     tcp.set_nodelay(true)?;
     if let Some(version) = upstream.policy.proxy_protocol {
         tcp.write_all(proxy_protocol::encode(version, ends.0, ends.1).as_ref()).await?;

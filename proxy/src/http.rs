@@ -70,6 +70,8 @@ pub(crate) struct Request {
     lease: Option<Lease>,
     /// The connection to the endpoint, while there is one.
     upstream_fd: Option<RawFd>,
+    /// Its endpoint was retired while it was being connected to: nothing was sent.
+    unsent: bool,
     /// Its place among what can be ended, where it may go on for long.
     listed: Option<Listed>,
     /// It was ended because its endpoint is to go.
@@ -130,6 +132,7 @@ impl ProxyHttp for Gateway {
             strip: 0,
             lease: None,
             upstream_fd: None,
+            unsent: false,
             listed: None,
             told: false,
             event_stream: false,
@@ -225,6 +228,12 @@ impl ProxyHttp for Gateway {
         request: &mut Request,
     ) -> Result<()> {
         if let (false, Some(lease)) = (reused, &request.lease) {
+            if lease.endpoint().is_closed() {
+                // A connection that took its time may have come about with whoever has the address by now.
+                request.lease = None;
+                request.unsent = true;
+                return Err(Error::explain(ErrorType::ConnectError, "its endpoint has been retired").into_up());
+            }
             lease.endpoint().record_success();
         }
         request.connected(fd);
@@ -330,6 +339,13 @@ impl ProxyHttp for Gateway {
         client_reused: bool,
     ) -> Box<Error> {
         request.disconnected();
+        if std::mem::take(&mut request.unsent) {
+            // Whatever the method: it goes to another endpoint, and where there is none it is answered 503.
+            request.retries += 1;
+            self.count().add(|c| &c.retries);
+            error.set_retry(true);
+            return error;
+        }
         let whole = !session.as_ref().retry_buffer_truncated() && session.response_written().is_none();
         let repeatable = session.req_header().method.is_idempotent() || was_refused(&error);
         if whole && repeatable {
