@@ -204,7 +204,9 @@ impl<'a> Run<'a> {
     async fn run(mut self, dead: Ids) -> Result<Receipt, ChangeError> {
         let _busy = self.rollouts.busy(format!("{} of {}", self.change.id, self.order.project));
         self.rollouts.freeze(self.order).await?;
-        let mut events = VecDeque::from([Event::Begin]);
+        // What was seen already is told by no change.
+        let first = self.look();
+        let mut events = VecDeque::from([Event::Begin, first]);
         loop {
             while let Some(event) = events.pop_front() {
                 let commands = self.rollout.step(event, self.began.elapsed());
