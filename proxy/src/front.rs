@@ -102,14 +102,18 @@ async fn refuse_with(mut tcp: TcpStream, answer: &[u8]) {
 }
 
 async fn open(worker: &Worker, tcp: &mut TcpStream, peer: SocketAddr) -> Result<Opening, Refusal> {
+    let mut buffered = BytesMut::with_capacity(2 * 1024);
     let mut shutdown = worker.shutdown.clone();
     tokio::select! {
         biased;
-        _ = tcp.readable() => {}
+        // A read, and not `readable`, which may be true of a socket with nothing in it.
+        read = tcp.read_buf(&mut buffered) => if !matches!(read, Ok(read) if read > 0) {
+            worker.count().add(|c| &c.refused_hello);
+            return Err(Refusal::Silent);
+        },
         // Opened ahead of time, as browsers do, and never used: idle.
         _ = shutdown.wait_for(|ended| *ended) => return Err(Refusal::Silent),
     }
-    let mut buffered = BytesMut::with_capacity(2 * 1024);
     let client = if worker.shared.store.load().edge.sends_proxy_header(peer.ip()) {
         match read_proxy_header(tcp, &mut buffered).await {
             Some(source) => source.unwrap_or(peer),
