@@ -91,14 +91,27 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        // Both what was run here and what compose made for the project.
-        for label in [self.label(), format!("com.docker.compose.project={}", self.project)] {
-            let found = try_docker(&["ps", "-aq", "--filter", &format!("label={label}")]);
-            let ids = String::from_utf8_lossy(&found.stdout).into_owned();
-            let mut remove = vec!["rm", "-fv"];
-            remove.extend(ids.split_whitespace());
-            if remove.len() > 2 {
-                try_docker(&remove);
+        let found = |args: &[&str]| -> Vec<String> {
+            let text = String::from_utf8_lossy(&try_docker(args).stdout).into_owned();
+            text.split_whitespace().map(str::to_owned).collect()
+        };
+        // What was run here, what compose made for the project, and what projects whose names begin so have.
+        let labels = [self.label(), format!("com.docker.compose.project={}", self.project)];
+        let filters = labels.map(|label| format!("label={label}"));
+        let name = format!("name={}", self.project);
+        for filter in filters.iter().chain([&name]) {
+            for id in found(&["ps", "-aq", "--filter", filter]) {
+                try_docker(&["rm", "-fv", &id]);
+            }
+        }
+        // There are only some thirty networks to be had.
+        for id in found(&["network", "ls", "-q", "--filter", &name]) {
+            try_docker(&["network", "rm", &id]);
+        }
+        for repository in ["itsup-rollback/", "127.0.0.1:1/"] {
+            let filter = format!("reference={repository}{}*", self.project);
+            for image in found(&["images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", &filter]) {
+                try_docker(&["rmi", &image]);
             }
         }
     }
