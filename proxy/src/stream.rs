@@ -2,7 +2,7 @@
 //!
 //! Four things happen here that the engine does not do. Bytes behind the current request are held back for the next
 //! one, so that pipelined requests are neither lost nor parsed unchecked. Small writes are gathered, so that a response
-//! costs one TLS record and one system call. A websocket whose endpoint is to go is closed between two of its frames. And a connection that is closed before the client has finished sending is
+//! costs one TLS record and one system call, and on HTTP/2 the responses that are ready together. A websocket whose endpoint is to go is closed between two of its frames. And a connection that is closed before the client has finished sending is
 //! closed gently, so that the client gets to read the answer.
 
 use std::io;
@@ -29,6 +29,8 @@ use crate::prefixed::Prefixed;
 
 /// Small writes are gathered up to this.
 const WRITE_BUFFER: usize = 4 * 1024;
+/// On HTTP/2, where they are many streams' writes: as much as one TLS record holds.
+const WRITE_BUFFER_H2: usize = 16 * 1024;
 /// The most that is read ahead of the current request.
 const READ_AHEAD: usize = 16 * 1024;
 /// How long, and for how many bytes, a refused body is read and thrown away, so that the answer is not lost to a reset.
@@ -67,6 +69,10 @@ pub(crate) struct Downstream {
     eof: bool,
     write_buffer: Vec<u8>,
     written: usize,
+    /// What is gathered goes out when the connection's task comes round next, which it has been told to.
+    send_due: bool,
+    /// The client does not take what was last sent.
+    blocked: bool,
     websocket: Option<Box<Websocket>>,
 }
 
@@ -91,6 +97,8 @@ impl Downstream {
             eof: false,
             write_buffer: Vec::new(),
             written: 0,
+            send_due: false,
+            blocked: false,
             websocket: None,
         })
     }
@@ -228,13 +236,41 @@ impl Downstream {
 }
 
 impl Downstream {
+    /// How much is gathered at most.
+    fn gathers(&self) -> usize {
+        if self.conn.h2 { WRITE_BUFFER_H2 } else { WRITE_BUFFER }
+    }
+
+    /// Sends what is gathered.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.send_due = false;
+        let drained = self.poll_drain_writes(cx);
+        self.blocked = drained.is_pending();
+        ready!(drained)?;
+        if self.conn.h2 {
+            // Made anew with the next batch: many connections are idle.
+            self.write_buffer = Vec::new();
+        }
+        match self.tls.as_mut() {
+            Some(tls) => Pin::new(tls).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Takes bytes for the client.
     fn poll_take(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.write_buffer.len() + buf.len() > WRITE_BUFFER {
+        if self.write_buffer.len() + buf.len() > self.gathers() {
             return self.poll_write_through(cx, buf);
         }
+        self.make_room();
         self.write_buffer.extend_from_slice(buf);
         Poll::Ready(Ok(buf.len()))
+    }
+
+    fn make_room(&mut self) {
+        if self.conn.h2 && self.write_buffer.capacity() == 0 {
+            self.write_buffer = Vec::with_capacity(WRITE_BUFFER_H2);
+        }
     }
 
     /// Takes bytes of a websocket's: all of them, or, once it is to be closed, those up to the end of a frame.
@@ -252,7 +288,7 @@ impl Downstream {
             taken
         } else if self.close_websocket(&mut websocket) {
             // What is said goes out before the connection is given up.
-            Pin::new(&mut *self).poll_flush(cx).map(|flushed| flushed.and(Err(io::ErrorKind::BrokenPipe.into())))
+            self.poll_send(cx).map(|sent| sent.and(Err(io::ErrorKind::BrokenPipe.into())))
         } else {
             let mut rehearsed = websocket.frames.clone();
             let whole = rehearsed.advance_to_boundary(buf);
@@ -293,11 +329,11 @@ impl AsyncRead for Downstream {
         let this = self.get_mut();
         if this.websocket.is_some() && this.poll_closed(cx).is_ready() {
             // To the engine it is as if the client had gone.
-            return Pin::new(this).poll_flush(cx);
+            return this.poll_send(cx);
         }
         if !this.write_buffer.is_empty() {
             // Nothing else is ready to be written, so what is gathered has waited long enough.
-            if let Poll::Ready(Err(error)) = Pin::new(&mut *this).poll_flush(cx) {
+            if let Poll::Ready(Err(error)) = this.poll_send(cx) {
                 return Poll::Ready(Err(error));
             }
         }
@@ -325,7 +361,8 @@ impl AsyncWrite for Downstream {
             return this.poll_take_frames(cx, websocket, first);
         }
         let total: usize = bufs.iter().map(|b| b.len()).sum();
-        if this.write_buffer.len() + total <= WRITE_BUFFER {
+        if this.write_buffer.len() + total <= this.gathers() {
+            this.make_room();
             for buf in bufs {
                 this.write_buffer.extend_from_slice(buf);
             }
@@ -343,13 +380,18 @@ impl AsyncWrite for Downstream {
         true
     }
 
+    /// On HTTP/2 the engine flushes behind every frame of data, and whatever it does next begins with a read: what is
+    /// gathered waits for that, behind the tasks that are ready now and may have more to add.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_drain_writes(cx))?;
-        match this.tls.as_mut() {
-            Some(tls) => Pin::new(tls).poll_flush(cx),
-            None => Poll::Ready(Ok(())),
+        if this.conn.h2 && !this.blocked && !this.write_buffer.is_empty() {
+            if !this.send_due {
+                this.send_due = true;
+                cx.waker().wake_by_ref();
+            }
+            return Poll::Ready(Ok(()));
         }
+        this.poll_send(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
