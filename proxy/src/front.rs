@@ -180,7 +180,7 @@ fn passing(live: &Live, sni: &str) -> Option<Arc<LiveUpstream>> {
     }
 }
 
-async fn pass(worker: Arc<Worker>, tcp: TcpStream, opening: Opening, idle: Duration, seat: Seat) {
+async fn pass(worker: Arc<Worker>, mut tcp: TcpStream, opening: Opening, idle: Duration, seat: Seat) {
     let Ok(local) = tcp.local_addr() else { return };
     let ends = (opening.client, local);
     let mut dialed = match dial(&worker, |live| passing(live, &opening.sni), ends, tcp.as_raw_fd()).await {
@@ -200,7 +200,7 @@ async fn pass(worker: Arc<Worker>, tcp: TcpStream, opening: Opening, idle: Durat
     let told = Arc::new(Notify::new());
     let endpoint = dialed.lease.endpoint().clone();
     let listed = Listed::new(endpoint.key, Class::Passthrough, Way::Relay(told.clone()));
-    let passed = relay(&tcp, &dialed.tcp, idle, told.notified()).await;
+    let passed = relay(&mut tcp, &mut dialed.tcp, idle, told.notified()).await;
     endpoint.tally().add(if listed.is_told() { |t| &t.cut } else { |t| &t.served });
     let count = worker.count();
     count.add(|c| &c.passed);

@@ -4,16 +4,20 @@
 //! goes from socket to socket inside the kernel (splice).
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 
 const SCRATCH: usize = 64 * 1024;
 /// This many full reads in a row are bulk.
@@ -67,15 +71,20 @@ impl Activity {
 
 /// Relays until both sides have closed, one has failed, nothing has moved for `idle`, or it is `told` to stop.
 pub(crate) async fn relay(
-    client: &TcpStream,
-    endpoint: &TcpStream,
+    client: &mut TcpStream,
+    endpoint: &mut TcpStream,
     idle: Duration,
     told: impl Future<Output = ()>,
 ) -> Passed {
     let activity = Activity { since: Instant::now(), last: AtomicU64::new(0) };
     let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (from_client, to_client) = client.split();
+    let (from_endpoint, to_endpoint) = endpoint.split();
     let both = async {
-        tokio::try_join!(one_way(client, endpoint, &activity, &up), one_way(endpoint, client, &activity, &down))
+        tokio::try_join!(
+            one_way(from_client, to_endpoint.as_ref(), &activity, &up),
+            one_way(from_endpoint, to_client.as_ref(), &activity, &down),
+        )
     };
     let error = tokio::select! {
         ended = both => ended.err(),
@@ -85,12 +94,10 @@ pub(crate) async fn relay(
     Passed { to_endpoint: up.into_inner(), to_client: down.into_inner(), error }
 }
 
-async fn one_way(from: &TcpStream, to: &TcpStream, activity: &Activity, count: &AtomicU64) -> io::Result<()> {
+async fn one_way(mut from: ReadHalf<'_>, to: &TcpStream, activity: &Activity, count: &AtomicU64) -> io::Result<()> {
     let mut full_reads = 0;
     loop {
-        from.readable().await?;
-        match copy_once(from, to)? {
-            Step::NotReady => continue,
+        match poll_fn(|cx| poll_copy(cx, &mut from, to)).await? {
             Step::End => break,
             Step::Moved { read, rest } => {
                 activity.touch();
@@ -104,7 +111,7 @@ async fn one_way(from: &TcpStream, to: &TcpStream, activity: &Activity, count: &
         }
         if full_reads >= BULK_READS {
             full_reads = 0;
-            if splice_bulk(from, to, activity, count).await? {
+            if splice_bulk(from.as_ref(), to, activity, count).await? {
                 break;
             }
         }
@@ -117,26 +124,28 @@ async fn one_way(from: &TcpStream, to: &TcpStream, activity: &Activity, count: &
 }
 
 enum Step {
-    NotReady,
     End,
     Moved { read: usize, rest: Option<Vec<u8>> },
 }
 
 /// Reads what is there and writes what fits; the rest, if any, is kept apart from the shared buffer.
-fn copy_once(from: &TcpStream, to: &TcpStream) -> io::Result<Step> {
+///
+/// A read that does not fill the buffer has emptied the socket; `poll_read` knows, and spares the call that would say so.
+fn poll_copy(cx: &mut Context<'_>, from: &mut ReadHalf<'_>, to: &TcpStream) -> Poll<io::Result<Step>> {
     BUFFER.with_borrow_mut(|buffer| {
-        let read = match from.try_read(buffer) {
-            Ok(0) => return Ok(Step::End),
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Step::NotReady),
-            Err(error) => return Err(error),
-        };
-        let written = match to.try_write(&buffer[..read]) {
+        let mut buf = ReadBuf::new(buffer);
+        ready!(Pin::new(from).poll_read(cx, &mut buf))?;
+        let read = buf.filled();
+        if read.is_empty() {
+            return Poll::Ready(Ok(Step::End));
+        }
+        let written = match to.try_write(read) {
             Ok(written) => written,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) => return Err(error),
+            Err(error) => return Poll::Ready(Err(error)),
         };
-        Ok(Step::Moved { read, rest: (written < read).then(|| buffer[written..read].to_vec()) })
+        let rest = (written < read.len()).then(|| read[written..].to_vec());
+        Poll::Ready(Ok(Step::Moved { read: read.len(), rest }))
     })
 }
 
@@ -170,6 +179,8 @@ async fn splice_bulk(from: &TcpStream, to: &TcpStream, activity: &Activity, coun
             Err(error) => return Err(error),
         };
         drain_pipe(&out, to, moved).await?;
+        // What comes in meanwhile goes with the next call: fewer, larger ones.
+        tokio::task::yield_now().await;
         activity.touch();
         count.fetch_add(moved as u64, Relaxed);
         small = if moved < SMALL { small + 1 } else { 0 };
@@ -221,10 +232,10 @@ mod tests {
 
     #[tokio::test]
     async fn bulk_goes_both_ways_at_once_and_half_close_is_kept() {
-        let (mut client, proxy_in) = pair().await;
-        let (proxy_out, mut server) = pair().await;
+        let (mut client, mut proxy_in) = pair().await;
+        let (mut proxy_out, mut server) = pair().await;
         let relayed =
-            tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60), pending()).await });
+            tokio::spawn(async move { relay(&mut proxy_in, &mut proxy_out, Duration::from_secs(60), pending()).await });
         let up = pattern(8 * 1024 * 1024 + 7);
         let expected = up.clone();
         let serving = tokio::spawn(async move {
@@ -246,9 +257,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_stops_holds_the_writer_back() {
-        let (mut client, proxy_in) = pair().await;
-        let (proxy_out, server) = pair().await;
-        tokio::spawn(async move { relay(&proxy_in, &proxy_out, Duration::from_secs(60), pending()).await });
+        let (mut client, mut proxy_in) = pair().await;
+        let (mut proxy_out, server) = pair().await;
+        tokio::spawn(async move { relay(&mut proxy_in, &mut proxy_out, Duration::from_secs(60), pending()).await });
         let chunk = pattern(1024 * 1024);
         let mut sent = 0;
         while let Ok(written) = tokio::time::timeout(Duration::from_millis(300), client.write(&chunk)).await {
@@ -260,18 +271,18 @@ mod tests {
 
     #[tokio::test]
     async fn silence_ends_it() {
-        let (client, proxy_in) = pair().await;
-        let (proxy_out, server) = pair().await;
-        let passed = relay(&proxy_in, &proxy_out, Duration::from_millis(50), pending()).await;
+        let (client, mut proxy_in) = pair().await;
+        let (mut proxy_out, server) = pair().await;
+        let passed = relay(&mut proxy_in, &mut proxy_out, Duration::from_millis(50), pending()).await;
         assert_eq!(passed.error.expect("idle").kind(), io::ErrorKind::TimedOut);
         drop((client, server));
     }
 
     #[tokio::test]
     async fn it_stops_when_it_is_told() {
-        let (client, proxy_in) = pair().await;
-        let (proxy_out, server) = pair().await;
-        let passed = relay(&proxy_in, &proxy_out, Duration::from_secs(60), ready(())).await;
+        let (client, mut proxy_in) = pair().await;
+        let (mut proxy_out, server) = pair().await;
+        let passed = relay(&mut proxy_in, &mut proxy_out, Duration::from_secs(60), ready(())).await;
         assert_eq!(passed.error.expect("told").kind(), io::ErrorKind::ConnectionAborted);
         drop((client, server));
     }
