@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
+use http::HeaderValue;
 
 use crate::certs::Cert;
+use crate::headers::ip_value;
 
 /// A terminated client connection's facts.
 #[derive(Debug)]
@@ -17,6 +19,8 @@ pub(crate) struct Conn {
     pub(crate) peer: SocketAddr,
     /// The client: the PROXY header's source where one was required, else the peer.
     pub(crate) client: SocketAddr,
+    /// Its address, as forwarded fields have it.
+    pub(crate) client_value: HeaderValue,
     /// The port of ours that it came to.
     pub(crate) local_port: u16,
     /// The host that the ClientHello named.
@@ -50,6 +54,7 @@ impl Conn {
         Self {
             peer,
             client,
+            client_value: ip_value(client.ip()),
             local_port,
             sni,
             cert,

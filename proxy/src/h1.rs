@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::SystemTime;
@@ -15,7 +16,8 @@ use pingora::apps::HttpServerApp;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::access_log::{Record, shown};
 use crate::chunked::ChunkScanner;
@@ -38,8 +40,11 @@ enum Next {
 
 /// Serves requests until either side ends the connection.
 pub(crate) async fn serve(worker: Arc<Worker>, mut stream: Box<Downstream>, seat: Seat) {
+    // One for all requests: to move a deadline on costs less than to make one.
+    let mut timer = pin!(sleep_until(Instant::now()));
+    let mut closing = worker.closing.clone();
     loop {
-        let (mut bytes, head) = match next_request(&worker, &mut stream).await {
+        let (mut bytes, head) = match next_request(&worker, &mut stream, timer.as_mut(), &mut closing).await {
             Next::Request(bytes, head) => (bytes, head),
             Next::Reject(reject) => {
                 refuse(&worker, &mut stream, reject).await;
@@ -73,13 +78,17 @@ fn body_of(head: &Head) -> Body {
     }
 }
 
-async fn next_request(worker: &Worker, stream: &mut Downstream) -> Next {
+async fn next_request(
+    worker: &Worker,
+    stream: &mut Downstream,
+    mut timer: Pin<&mut Sleep>,
+    closing: &mut watch::Receiver<bool>,
+) -> Next {
     let limits = &worker.shared.limits;
-    let mut closing = worker.closing.clone();
     let mut bytes = stream.take_ahead();
     let mut reader = HeadReader::new(limits.header_bytes, limits.header_fields);
     let now = Instant::now();
-    let mut deadline = now + if bytes.is_empty() { limits.keep_alive } else { limits.header };
+    timer.as_mut().reset(now + if bytes.is_empty() { limits.keep_alive } else { limits.header });
     loop {
         if !bytes.is_empty() {
             match reader.check(&bytes) {
@@ -92,13 +101,13 @@ async fn next_request(worker: &Worker, stream: &mut Downstream) -> Next {
         tokio::select! {
             biased;
             more = read_more(stream, &mut bytes) => if !more { return Next::Closed },
-            () = sleep_until(deadline) => {
+            () = timer.as_mut() => {
                 return if idle { Next::Closed } else { Next::Reject(Reject { status: 408, reason: "header too slow" }) };
             }
             _ = closing.wait_for(|closing| *closing), if idle => return Next::Closed,
         }
         if idle {
-            deadline = Instant::now() + limits.header;
+            timer.as_mut().reset(Instant::now() + limits.header);
         }
     }
 }

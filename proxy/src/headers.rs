@@ -26,8 +26,8 @@ const MAX_REQUEST_ID: usize = 128;
 /// What the upstream is to be told of where a request came from.
 #[derive(Clone, Debug)]
 pub struct Forwarded<'a> {
-    /// Who opened the connection: the peer, or whom its PROXY header named.
-    pub peer: IpAddr,
+    /// Who opened the connection, the peer or whom its PROXY header named, as [`ip_value`] writes it.
+    pub peer: &'a HeaderValue,
     /// Whether the peer is a trusted proxy ([`is_trusted`]).
     pub trusted: bool,
     /// The client, by [`client_ip`].
@@ -172,33 +172,33 @@ fn set_forwarded(request: &mut RequestHeader, forwarded: &Forwarded<'_>) -> ping
     if !keep(request, X_FORWARDED_PORT) {
         request.insert_header("X-Forwarded-Port", HeaderValue::from(forwarded.port))?;
     }
-    request.insert_header("X-Real-IP", ip_value(forwarded.client))?;
+    // Where nothing that was sent counts, the client is the peer.
+    let client = if forwarded.trusted { ip_value(forwarded.client) } else { forwarded.peer.clone() };
+    request.insert_header("X-Real-IP", client)?;
     request.insert_header("X-Request-Id", forwarded.request_id)
 }
 
 /// The peer, behind what a trusted one has sent.
 fn forwarded_for(headers: &HeaderMap, forwarded: &Forwarded<'_>) -> HeaderValue {
-    let mut chain = BytesMut::with_capacity(64);
-    if forwarded.trusted {
-        for value in headers.get_all(X_FORWARDED_FOR) {
-            chain.put_slice(value.as_bytes());
-            chain.put_slice(b", ");
-        }
+    if !forwarded.trusted {
+        return forwarded.peer.clone();
     }
-    put_ip(&mut chain, forwarded.peer);
+    let mut chain = BytesMut::with_capacity(64);
+    for value in headers.get_all(X_FORWARDED_FOR) {
+        chain.put_slice(value.as_bytes());
+        chain.put_slice(b", ");
+    }
+    chain.put_slice(forwarded.peer.as_bytes());
     // Values that were valid, commas and an address: never anything else.
     HeaderValue::from_maybe_shared(chain.freeze()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-fn ip_value(address: IpAddr) -> HeaderValue {
-    let mut text = BytesMut::with_capacity(40);
-    put_ip(&mut text, address);
-    HeaderValue::from_maybe_shared(text.freeze()).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-fn put_ip(text: &mut BytesMut, address: IpAddr) {
+/// An address as these fields name it.
+pub fn ip_value(address: IpAddr) -> HeaderValue {
     use std::fmt::Write as _;
+    let mut text = BytesMut::with_capacity(40);
     let _ = write!(text, "{}", address.to_canonical());
+    HeaderValue::from_maybe_shared(text.freeze()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Takes off what clients have no business sending. Most requests have none of it, and cost no allocation.
@@ -353,9 +353,11 @@ mod tests {
         request
     }
 
+    static PEER: HeaderValue = HeaderValue::from_static("192.0.2.1");
+
     fn forwarded(trusted: bool) -> Forwarded<'static> {
         Forwarded {
-            peer: ip("192.0.2.1"),
+            peer: &PEER,
             trusted,
             client: ip(if trusted { "198.51.100.7" } else { "192.0.2.1" }),
             scheme: "https",

@@ -183,7 +183,7 @@ impl ProxyHttp for Gateway {
         let live = self.shared.store.load();
         let peer = conn.client.ip();
         let forwarded = Forwarded {
-            peer,
+            peer: &conn.client_value,
             trusted: live.edge.is_trusted(peer),
             client: request.client.unwrap_or(peer),
             scheme: "https",

@@ -35,8 +35,9 @@ pub mod headers {
         /// Rewrites it as for an unknown client.
         pub fn rewrite(&mut self) -> bool {
             let peer = std::net::Ipv4Addr::new(192, 0, 2, 1).into();
+            let peer_value = ip_value(peer);
             let forwarded = Forwarded {
-                peer,
+                peer: &peer_value,
                 trusted: false,
                 client: client_of(&self.downstream.headers, peer, &[]),
                 scheme: "https",
