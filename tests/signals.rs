@@ -194,6 +194,9 @@ fn what_outlasts_the_grace_is_cut_and_the_grace_can_be_reloaded() {
     assert!(began.elapsed() >= Duration::from_millis(500), "not before the grace is over: {:?}", began.elapsed());
     assert!(itsup.stderr().contains("connections were cut"), "{}", itsup.stderr());
     assert!(hanging.ended() && passed.ended());
+    let mut told = Vec::new();
+    let _ = events.read_to_end(&mut told);
+    assert!(told.ends_with(b"\r\n0\r\n\r\n"), "an event stream has its proper end: {}", String::from_utf8_lossy(&told));
 }
 
 #[test]

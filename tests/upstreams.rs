@@ -348,7 +348,7 @@ fn https_endpoints_are_verified_as_the_service_says() {
     }
     for host in ["wrong.test", "system.test"] {
         let answer = itsup.get(&format!("https://{host}/x"));
-        assert_eq!(answer.status, 503, "{host}: {}", answer.text());
+        assert_eq!(answer.status, 502, "{host}: {}", answer.text());
         let line = itsup.logged(|line| line["host"] == host);
         assert_eq!(
             (&line["failed"], &line["why"]),

@@ -14,6 +14,7 @@ use crate::access_log::AccessLog;
 use crate::certs::Certs;
 use crate::challenges::Challenges;
 use crate::config::{AccessLogTarget, Config};
+use crate::drain::Draining;
 use crate::endpoint::Class;
 use crate::hold::{Hold, HoldLimits};
 use crate::listen::{self, BindError, Listeners};
@@ -23,9 +24,12 @@ use crate::probe;
 use crate::self_test::{SelfTest, SelfTestError, Through};
 use crate::shared::Shared;
 use crate::status::{EndpointState, EndpointStatus, Status, UpstreamStatus};
-use crate::table::{RouteTable, UpstreamName};
+use crate::table::{EndpointId, RouteTable, UpstreamName};
 use crate::tls::Tls;
 use crate::worker::{self, Errand, Signals, Sockets};
+
+/// How long those may take that are told to end when the grace is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The running data plane. Cheap to clone; the last clone to go does not stop it, [`Proxy::shutdown`] does.
 #[derive(Clone)]
@@ -163,6 +167,12 @@ impl Proxy {
         published
     }
 
+    /// Returns the handle on what earlier publishes have retired of these endpoints; an empty one where nothing of them is
+    /// in flight any more.
+    pub fn draining_of(&self, ours: impl Fn(&EndpointId) -> bool) -> Draining {
+        self.inner.shared.store.draining_of(ours)
+    }
+
     /// Makes new requests and connections for an upstream wait, until the guard is released or dropped. They keep their
     /// bodies to themselves meanwhile; past the limits they are answered 503.
     ///
@@ -297,12 +307,18 @@ impl Proxy {
     /// Stops accepting, lets what is under way end within `grace`, then cuts what is left. Returns how many
     /// connections were cut.
     ///
-    /// Idle connections are closed at once; h2 clients are told by GOAWAY, h1 clients by `Connection: close`.
+    /// Idle connections are closed at once; h2 clients are told by GOAWAY, h1 clients by `Connection: close`. What is cut is
+    /// ended as its kind wants it as far as that can be done within a second: websockets by a close frame, event streams by
+    /// their proper end.
     pub async fn shutdown(&self, grace: Duration) -> u64 {
         self.close_doors();
         self.inner.closing.send_replace(true);
         let _ = tokio::time::timeout(grace, self.inner.shared.empty()).await;
         let cut = self.inner.shared.connections();
+        if cut > 0 {
+            let left = self.inner.shared.store.everything();
+            let _ = tokio::time::timeout(LAST_WORDS, left.end(&Class::LONG, Duration::ZERO)).await;
+        }
         self.inner.kill.send_replace(true);
         let threads = std::mem::take(&mut *self.inner.joins.lock().unwrap_or_else(PoisonError::into_inner));
         let log = self.inner.shared.log.clone();

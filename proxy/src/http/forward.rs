@@ -9,7 +9,7 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType};
 
-use super::explain::LONG_BODY;
+use super::explain::{LONG_BODY, TLS_FAILED};
 use super::judge::{authority, content_length};
 use super::{Gateway, Request, Result};
 use crate::ending::{Listed, Way};
@@ -43,7 +43,8 @@ impl Gateway {
         if request.why.is_empty() {
             request.why = "no endpoint is up";
         }
-        Err(Error::new(ErrorType::HTTPStatus(503)))
+        // Endpoints that are there and cannot be trusted are a bad gateway, not a busy one.
+        Err(Error::new(ErrorType::HTTPStatus(if request.why == TLS_FAILED { 502 } else { 503 })))
     }
 
     async fn wait_while_held(&self, session: &mut Session, request: &mut Request) -> Result<()> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::header;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+use tokio::sync::Semaphore;
 
 use super::{Gateway, Request};
 use crate::access::Check;
@@ -12,6 +13,10 @@ use crate::conn::Conn;
 use crate::host::{self, Host};
 use crate::live::{Entry, LiveSite, LiveTarget};
 use crate::{headers, path};
+
+/// Passwords that are hashed or wait for it, of all threads: each takes up to tenths of a second, so more would only grow
+/// a queue that nobody waits for any more.
+static HASHING: Semaphore = Semaphore::const_new(512);
 
 /// Where a request turned out to go.
 pub(super) enum Verdict {
@@ -60,6 +65,9 @@ impl Gateway {
                 Check::Forbidden => return Verdict::Refuse(403, "client address is not allowed"),
                 Check::Unauthorized => return Verdict::Challenge,
                 Check::Verify(costly) => {
+                    let Ok(_turn) = HASHING.try_acquire() else {
+                        return Verdict::Refuse(503, "too many passwords to check");
+                    };
                     if !tokio::task::spawn_blocking(move || costly.run()).await.unwrap_or(false) {
                         return Verdict::Challenge;
                     }

@@ -14,7 +14,7 @@ use crate::drain::Draining;
 use crate::ending::Enders;
 use crate::endpoint::Endpoint;
 use crate::status::{Status, UpstreamStatus};
-use crate::table::RouteTable;
+use crate::table::{EndpointId, RouteTable};
 
 /// What a publish did.
 #[derive(Clone, Debug)]
@@ -87,6 +87,20 @@ impl Store {
         let handle = Draining::new(retired.iter().chain(earlier).cloned().collect(), self.enders.clone());
         draining.extend(retired.into_iter().filter(|endpoint| endpoint.load() > 0));
         Published { generation, changed: true, draining: handle }
+    }
+
+    /// Waits on those that earlier publishes have retired and that still have traffic, as far as they are these.
+    pub(crate) fn draining_of(&self, ours: impl Fn(&EndpointId) -> bool) -> Draining {
+        let endpoints = self.draining().iter().filter(|endpoint| ours(&endpoint.id)).cloned().collect();
+        Draining::new(endpoints, self.enders.clone())
+    }
+
+    /// Waits on every endpoint that has traffic, those in use included: for the very end.
+    pub(crate) fn everything(&self) -> Draining {
+        let live = self.live.load_full();
+        let in_use = live.upstreams().flat_map(|upstream| upstream.endpoints.iter()).filter(|e| e.load() > 0);
+        let endpoints = self.draining().iter().chain(in_use).cloned().collect();
+        Draining::new(endpoints, self.enders.clone())
     }
 
     /// Returns what it knows for `status`; connections and holds are the caller's to add.
