@@ -10,8 +10,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use itsup_control::control::{read_settings, validate};
-use itsup_control::db::Db;
-use itsup_control::settings::{Root, Settings, Sources, without_ipv6};
+use itsup_control::db::{Db, Project};
+use itsup_control::settings::{Root, Settings, Sources, Variable, without_ipv6};
 use itsup_control::status::StatusReport;
 use serde::Serialize;
 
@@ -79,6 +79,7 @@ pub(crate) fn examine(root: &Root, mut sources: Sources) -> Vec<Check> {
         }
     };
     let db = files(root, &mut sources, &mut checks);
+    secrets(&settings, db.as_ref(), &sources, &mut checks);
     let running = client::status(root).ok();
     permissions(root, &mut checks);
     ports(&settings, running.as_ref(), &mut checks);
@@ -116,6 +117,23 @@ fn files(root: &Root, sources: &mut Sources, checks: &mut Vec<Check>) -> Option<
         }
     }
     itsup_control::db::parse("db.yml", &std::fs::read(root.db()).ok()?).db
+}
+
+/// Settings that work, and not as somebody may think.
+fn secrets(settings: &Settings, db: Option<&Db>, sources: &Sources, checks: &mut Vec<Check>) {
+    let rules = &settings.api_rules;
+    let projects = db.map(|db| db.projects.as_slice()).unwrap_or_default();
+    let own = |project: &&Project| project.webhook.as_ref().is_some_and(|webhook| webhook.secret.is_some());
+    let without: Vec<&str> = projects.iter().filter(|one| !own(one)).map(|one| &*one.name).collect();
+    if rules.webhook_secret.is_none() && !rules.keys.is_empty() && !without.is_empty() {
+        let found = format!("signed with API_KEY where a project has no secret of its own: {}", without.join(", "));
+        let hint = "set WEBHOOK_SECRET in .env, or `webhook: {secret}` on the projects: who may deploy need not manage";
+        checks.push(not_good("webhooks", Verdict::Warning, found, hint));
+    }
+    if sources.sets(Variable::AcmeDirectory) && settings.acme.is_none() {
+        let found = "ACME_DIRECTORY is set and LE_EMAIL is not, so no CA is asked";
+        checks.push(not_good("certificates", Verdict::Warning, found, "set LE_EMAIL in .env"));
+    }
 }
 
 /// Secrets are nobody else's to read, and what is to be written can be.

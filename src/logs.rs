@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
+use itsup_control::db::compose_name;
 use itsup_control::settings::{Root, Settings};
 use itsup_proxy::AccessLogTarget;
 use serde_json::Value;
@@ -72,7 +73,7 @@ pub(crate) fn logs(root: &Root, settings: &Settings, asked: &Asked) -> Result<()
         sources.own(root);
     }
     if settings.docker {
-        sources.containers(project);
+        sources.containers(settings.docker_host.as_deref(), project);
     }
     finish(sources, inbox, asked)
 }
@@ -117,16 +118,21 @@ impl Sources {
     }
 
     /// All containers of a project, or of all of them.
-    fn containers(&mut self, project: Option<&str>) {
-        let mut list = Command::new("docker");
+    fn containers(&mut self, host: Option<&str>, project: Option<&str>) {
+        let docker = || {
+            let mut command = Command::new("docker");
+            command.envs(host.map(|host| ("DOCKER_HOST", host)));
+            command
+        };
+        let mut list = docker();
         let label = "com.docker.compose.project";
-        let filter =
-            project.map_or_else(|| format!("label={label}"), |p| format!("label={label}={}", p.to_lowercase()));
+        let filter = project
+            .map_or_else(|| format!("label={label}"), |project| format!("label={label}={}", compose_name(project)));
         list.args(["ps", "--all", "--no-trunc", "--filter", &filter, "--format", "{{.ID}} {{.Names}}"]);
         let Ok(listed) = list.stderr(Stdio::null()).output() else { return };
         for line in String::from_utf8_lossy(&listed.stdout).lines() {
             let Some((id, name)) = line.split_once(' ') else { continue };
-            let mut command = Command::new("docker");
+            let mut command = docker();
             command.args(["logs", "--timestamps"]).arg(format!("--tail={}", self.lines)).arg(id);
             self.program(command, name.to_owned(), container_line);
         }

@@ -92,6 +92,16 @@ fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     assert!(bad["hint"].as_str().is_some());
     assert_eq!(code, Some(1));
 
+    let hooked = format!("{free}API_KEY=0123456789abcdef\nACME_DIRECTORY=https://ca.example/dir\n");
+    let (code, checks) = doctor(&hooked, "projects:\n  - { name: a }\n  - { name: b, webhook: { secret: s3cret } }\n");
+    let found = check(&checks, "webhooks")[0];
+    assert!(found["found"].as_str().unwrap().ends_with("of its own: a"), "{found}");
+    assert!(check(&checks, "certificates")[0]["found"].as_str().unwrap().contains("LE_EMAIL"), "{checks}");
+    assert_eq!(code, Some(0), "warnings alone: {checks}");
+    let (_, checks) =
+        doctor(&format!("{hooked}WEBHOOK_SECRET=another-secret\nLE_EMAIL=a@b.c\n"), "projects:\n  - { name: a }\n");
+    assert_eq!((check(&checks, "webhooks").len(), check(&checks, "certificates").len()), (0, 0), "{checks}");
+
     let (code, checks) = doctor(free, "projects:\n  - nonsense\n");
     assert_eq!((code, &check(&checks, "db.yml")[0]["verdict"]), (Some(1), &Value::from("bad")), "{checks}");
     let (code, checks) = doctor("ITSUP_HTTP=nowhere\n", "projects: []\n");

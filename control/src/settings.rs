@@ -6,14 +6,16 @@
 pub mod acme;
 mod api;
 mod env_file;
+mod root;
 #[cfg(test)]
 mod tests;
+mod variable;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -22,6 +24,8 @@ use itsup_proxy::AccessLogTarget;
 pub use acme::Acme;
 pub use api::{ApiKey, ApiRules, Secret};
 pub use env_file::EnvFile;
+pub use root::Root;
+pub use variable::Variable;
 
 use crate::files;
 use crate::units::parse_duration;
@@ -72,227 +76,6 @@ pub struct UpdateSettings {
     pub branch: String,
     /// `ITSUP_BUILD`: a shell command that makes `release/itsup` in the folder `CARGO_TARGET_DIR`. `bin/build-release.sh`.
     pub build: String,
-}
-
-/// The root folder and where things are in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Root(PathBuf);
-
-impl Root {
-    /// A root folder; relative paths are below the current one.
-    pub fn new(path: impl Into<PathBuf>) -> Root {
-        Root(path.into())
-    }
-
-    /// The folder itself.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// `db.yml`.
-    pub fn db(&self) -> PathBuf {
-        self.0.join("db.yml")
-    }
-
-    /// `.env`.
-    pub fn env(&self) -> PathBuf {
-        self.0.join(".env")
-    }
-
-    /// `certs/`: the user's own certificates, and those that a CA has issued to us.
-    pub fn certs(&self) -> PathBuf {
-        self.0.join("certs")
-    }
-
-    /// `upstream/`: a folder for each project, with its compose file, `.env` and volumes.
-    pub fn upstream(&self) -> PathBuf {
-        self.0.join("upstream")
-    }
-
-    /// `data/`: state; nobody else's business (0700).
-    pub fn data(&self) -> PathBuf {
-        self.0.join("data")
-    }
-
-    /// `data/ca/`: the internal CA.
-    pub fn ca(&self) -> PathBuf {
-        self.data().join("ca")
-    }
-
-    /// `data/acme/`: the CA's accounts, what is remembered of orders, and a copy of every pair that came of one.
-    pub fn acme(&self) -> PathBuf {
-        self.data().join("acme")
-    }
-
-    /// `data/letsencrypt/renewal/`: what the old tool (certbot) managed.
-    pub fn old_renewals(&self) -> PathBuf {
-        self.data().join("letsencrypt/renewal")
-    }
-
-    /// `data/itsup.sock`: the control socket.
-    pub fn socket(&self) -> PathBuf {
-        self.data().join("itsup.sock")
-    }
-
-    /// `data/api.sock`: where the proxy reaches the API in-process.
-    pub fn api_socket(&self) -> PathBuf {
-        self.data().join("api.sock")
-    }
-
-    /// `data/history/`: what db.yml was before each change through the API.
-    pub fn history(&self) -> PathBuf {
-        self.data().join("history")
-    }
-
-    /// `data/receipts/`: what each change did.
-    pub fn receipts(&self) -> PathBuf {
-        self.data().join("receipts")
-    }
-
-    /// `data/jobs.json`: what is queued, and what was done.
-    pub fn jobs(&self) -> PathBuf {
-        self.data().join("jobs.json")
-    }
-
-    /// `data/itsup.pid`: the running process.
-    pub fn pid_file(&self) -> PathBuf {
-        self.data().join("itsup.pid")
-    }
-
-    /// `data/db.last-good.yml`: the last db.yml that had no fault.
-    pub fn last_good_db(&self) -> PathBuf {
-        self.data().join("db.last-good.yml")
-    }
-}
-
-/// A setting and the name of its variable and flag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "each is the variable of its name")]
-pub enum Variable {
-    Http,
-    Https,
-    PublicHttpsPort,
-    Api,
-    TrustedProxies,
-    ProxyProtocol,
-    AccessLog,
-    Grace,
-    Docker,
-    DockerHost,
-    Threads,
-    LeEmail,
-    LeStaging,
-    AcmeDirectory,
-    AcmeCa,
-    AcmeEabKid,
-    AcmeEabHmac,
-    AcmeProfile,
-    AcmeKey,
-    AcmeDnsHook,
-    AcmeDnsServer,
-    AcmeDnsTsig,
-    AcmeDnsResolver,
-    AcmeDnsWait,
-    ApiKey,
-    WebhookSecret,
-    ApiCompose,
-    Reconcile,
-    Env,
-    PythonEnv,
-    SourceFolder,
-    Branch,
-    Build,
-}
-
-impl Variable {
-    /// All of them.
-    pub const ALL: [Variable; 33] = [
-        Variable::Http,
-        Variable::Https,
-        Variable::PublicHttpsPort,
-        Variable::Api,
-        Variable::TrustedProxies,
-        Variable::ProxyProtocol,
-        Variable::AccessLog,
-        Variable::Grace,
-        Variable::Docker,
-        Variable::DockerHost,
-        Variable::Threads,
-        Variable::LeEmail,
-        Variable::LeStaging,
-        Variable::AcmeDirectory,
-        Variable::AcmeCa,
-        Variable::AcmeEabKid,
-        Variable::AcmeEabHmac,
-        Variable::AcmeProfile,
-        Variable::AcmeKey,
-        Variable::AcmeDnsHook,
-        Variable::AcmeDnsServer,
-        Variable::AcmeDnsTsig,
-        Variable::AcmeDnsResolver,
-        Variable::AcmeDnsWait,
-        Variable::ApiKey,
-        Variable::WebhookSecret,
-        Variable::ApiCompose,
-        Variable::Reconcile,
-        Variable::Env,
-        Variable::PythonEnv,
-        Variable::SourceFolder,
-        Variable::Branch,
-        Variable::Build,
-    ];
-
-    /// The environment variable's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Variable::Http => "ITSUP_HTTP",
-            Variable::Https => "ITSUP_HTTPS",
-            Variable::PublicHttpsPort => "ITSUP_PUBLIC_HTTPS_PORT",
-            Variable::Api => "ITSUP_API",
-            Variable::TrustedProxies => "ITSUP_TRUSTED_PROXIES",
-            Variable::ProxyProtocol => "ITSUP_PROXY_PROTOCOL",
-            Variable::AccessLog => "ITSUP_ACCESS_LOG",
-            Variable::Grace => "ITSUP_GRACE",
-            Variable::Docker => "ITSUP_DOCKER",
-            Variable::DockerHost => "DOCKER_HOST",
-            Variable::Threads => "ITSUP_THREADS",
-            Variable::LeEmail => "LE_EMAIL",
-            Variable::LeStaging => "LE_STAGING",
-            Variable::AcmeDirectory => "ACME_DIRECTORY",
-            Variable::AcmeCa => "ACME_CA",
-            Variable::AcmeEabKid => "ACME_EAB_KID",
-            Variable::AcmeEabHmac => "ACME_EAB_HMAC",
-            Variable::AcmeProfile => "ACME_PROFILE",
-            Variable::AcmeKey => "ACME_KEY",
-            Variable::AcmeDnsHook => "ACME_DNS_HOOK",
-            Variable::AcmeDnsServer => "ACME_DNS_SERVER",
-            Variable::AcmeDnsTsig => "ACME_DNS_TSIG",
-            Variable::AcmeDnsResolver => "ACME_DNS_RESOLVER",
-            Variable::AcmeDnsWait => "ACME_DNS_WAIT",
-            Variable::ApiKey => "API_KEY",
-            Variable::WebhookSecret => "WEBHOOK_SECRET",
-            Variable::ApiCompose => "ITSUP_API_COMPOSE",
-            Variable::Reconcile => "ITSUP_RECONCILE",
-            Variable::Env => "ITSUP_ENV",
-            Variable::PythonEnv => "PYTHON_ENV",
-            Variable::SourceFolder => "ITSUP_SOURCE",
-            Variable::Branch => "ITSUP_BRANCH",
-            Variable::Build => "ITSUP_BUILD",
-        }
-    }
-
-    /// Whether a reload takes a new value up; the others need a restart.
-    pub fn is_reloaded(self) -> bool {
-        !matches!(
-            self,
-            Variable::Http
-                | Variable::Https
-                | Variable::Api
-                | Variable::Docker
-                | Variable::DockerHost
-                | Variable::Threads
-        )
-    }
 }
 
 /// `ITSUP_ROOT` is known too, though it is the command line's: it says where `.env` is, so it cannot be set there.
@@ -394,6 +177,11 @@ impl Sources {
         })?;
         self.path = path;
         Ok(())
+    }
+
+    /// Whether this has a value, from wherever.
+    pub fn sets(&self, variable: Variable) -> bool {
+        self.find(variable).is_some()
     }
 
     /// The value that wins, and where it is from. An empty one counts as not set.

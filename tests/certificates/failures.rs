@@ -102,6 +102,26 @@ fn a_rate_limit_is_kept_to_also_after_a_restart() {
 }
 
 #[test]
+fn orders_name_the_profile_that_is_set_and_one_that_the_ca_does_not_have_is_told() {
+    let ca = Ca::start();
+    let front = Front::start(&ca, Ways { profile: Some("shortlived"), ..Ways::default() });
+    let root = front.root(&ca);
+    let env = root.read(".env");
+    root.write(".env", format!("{env}ACME_PROFILE=tlsserver\n"));
+    let itsup = ca.itsup(&root).db(&hosts(&["one.example.com"])).start();
+    let told = told_when(&itsup, "one.example.com", |told| told["acme"]["error"].is_string());
+    assert!(told["acme"]["error"].as_str().unwrap().contains("profile"), "{told}");
+    assert_eq!(front.counts().profiles, Vec::<String>::new());
+    root.write(".env", format!("{env}ACME_PROFILE=shortlived\n"));
+    itsup.reload();
+    eventually("an order that is allowed", || {
+        (itsup.cli(&["certs", "update", "one.example.com", "--force"]).code == Some(0)).then_some(())
+    });
+    seen_when(&itsup, "one.example.com", &ca.root(), |_| true);
+    assert_eq!(front.counts().profiles, ["shortlived"]);
+}
+
+#[test]
 fn a_ca_that_dies_in_the_middle_is_come_back_to() {
     let mut ca = Ca::with(Options { hesitates: 5, ..Options::default() });
     let itsup = ca.serve(&hosts(&["one.example.com"]));

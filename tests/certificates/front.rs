@@ -21,6 +21,8 @@ pub(crate) struct Ways {
     pub(crate) windows: bool,
     /// Refuse new orders, for these many seconds.
     pub(crate) rate_limit: Option<u32>,
+    /// Offer certificates of this profile.
+    pub(crate) profile: Option<&'static str>,
 }
 
 /// What it has seen.
@@ -32,6 +34,8 @@ pub(crate) struct Counts {
     pub(crate) orders: usize,
     /// Orders that name the certificate that they replace.
     pub(crate) replacing: usize,
+    /// The profiles that orders have named.
+    pub(crate) profiles: Vec<String>,
 }
 
 /// The running front.
@@ -140,11 +144,15 @@ impl One {
             if path == "/dir" && ways.windows {
                 edit(&mut answer, |directory| directory["renewalInfo"] = json!(format!("https://{own}/renewal")));
             }
+            if let Some(profile) = ways.profile.filter(|_| path == "/dir") {
+                edit(&mut answer, |directory| directory["meta"]["profiles"] = json!({ profile: "as short as can be" }));
+            }
             // A nonce that the CA refuses is no order.
             if path.contains("order-plz") && answer.status < 300 {
                 let mut counts = self.counts.lock().unwrap();
                 counts.orders += 1;
-                if let Some(replaces) = replaces(&body) {
+                counts.profiles.extend(ordered(&body, "profile").and_then(|one| one.as_str().map(str::to_owned)));
+                if let Some(replaces) = ordered(&body, "replaces") {
                     counts.replacing += 1;
                     edit(&mut answer, |order| order["replaces"] = replaces);
                 }
@@ -191,12 +199,12 @@ fn read_request(stream: &mut impl std::io::Read) -> Option<(String, Vec<u8>)> {
     Some((head, body))
 }
 
-/// The `replaces` of a signed new order.
-fn replaces(body: &[u8]) -> Option<Value> {
+/// A key of a signed new order.
+fn ordered(body: &[u8], key: &str) -> Option<Value> {
     let signed: Value = serde_json::from_slice(body).ok()?;
     let payload = data_encoding::BASE64URL_NOPAD.decode(signed["payload"].as_str()?.as_bytes()).ok()?;
     let order: Value = serde_json::from_slice(&payload).ok()?;
-    order.get("replaces").cloned()
+    order.get(key).cloned()
 }
 
 fn edit(answer: &mut Answer, change: impl FnOnce(&mut Value)) {

@@ -2,6 +2,7 @@
 //!
 //! It decides nothing: which names, how they are proven and what follows from a failure is told from outside.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use instant_acme::{
@@ -80,11 +81,23 @@ macro_rules! patiently {
     }};
 }
 
+fn no_profile(profile: &str, offered: &BTreeSet<&str>) -> String {
+    let offered: Vec<&str> = offered.iter().copied().collect();
+    match offered.as_slice() {
+        [] => format!("the CA offers no profiles, so none of the name {profile}: remove ACME_PROFILE"),
+        some => format!("the CA offers no profile {profile} (ACME_PROFILE), but {}", some.join(", ")),
+    }
+}
+
 /// Orders a certificate.
 pub(super) async fn place(account: &Account, ask: &Ask, prover: &mut Prover) -> Result<Issued, Refusal> {
     let identifiers: Vec<Identifier> = ask.names.iter().map(|name| Identifier::Dns(name.to_string())).collect();
     let mut new = NewOrder::new(&identifiers);
     if let Some(profile) = &ask.profile {
+        let offered: BTreeSet<&str> = account.profiles().map(|profile| profile.name).collect();
+        if !offered.contains(profile.as_str()) {
+            return Err(Refusal::Other { why: no_profile(profile, &offered), retry_after: None });
+        }
         new = new.profile(profile);
     }
     if let Some(replaces) = ask.replaces.as_deref().and_then(parse_id) {

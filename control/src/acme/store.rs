@@ -6,7 +6,8 @@
 //! `_wildcard.example.com`. Reading is apart from deciding ([`choose`] is pure), and time is passed in.
 //!
 //! A file that has become unreadable, torn or no pair does not take its host down: the last good
-//! certificate of that place stays while it is valid, then the internal CA takes over. Of pairs that we
+//! certificate of that place stays. One that has expired stays as well where no other covers its host: what a client then
+//! says of it is true, and who has accepted it goes on. Of pairs that we
 //! manage there is a copy in `data/acme/pairs/`, which is the last good one also after a restart.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -253,23 +254,26 @@ fn choose_named(
         return Choice::Internal;
     }
     if facts.is_over(now) {
-        warnings.insert(format!("certificate {name}: it has expired; the internal CA stands in"));
-        return Choice::Internal;
+        warnings.insert(expired(place));
     }
     Choice::File(place.clone())
 }
 
+fn expired(place: &Place) -> String {
+    format!("{}it has expired, and is shown for want of another", warning_head(place))
+}
+
 fn choose_found(host: &HostPattern, index: &Index<'_>, now: SystemTime, warnings: &mut BTreeSet<String>) -> Choice {
     let found = index.covering(host);
-    let best = found.iter().filter(|(_, facts)| !facts.is_over(now)).max_by_key(|(place, facts)| {
-        (place.is_of(host), facts.names.contains(host), facts.not_after, std::cmp::Reverse(*place))
+    let best = found.iter().max_by_key(|(place, facts)| {
+        let (valid, exact) = (!facts.is_over(now), facts.names.contains(host));
+        (valid, place.is_of(host), exact, facts.not_after, std::cmp::Reverse(*place))
     });
-    if let Some((place, _)) = best {
+    if let Some((place, facts)) = best {
+        if facts.is_over(now) {
+            warnings.insert(expired(place));
+        }
         return Choice::File((*place).clone());
-    }
-    for (place, _) in found {
-        let name = place.cert.display();
-        warnings.insert(format!("certificate {name}: it has expired; the internal CA stands in"));
     }
     if let Some((place, facts)) = index.folders.get(host.to_string().as_str())
         && !facts.covers(host)

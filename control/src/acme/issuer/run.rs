@@ -18,6 +18,7 @@ use crate::acme::prove::Prover;
 use crate::acme::self_check;
 use crate::acme::store;
 use crate::acme::wishes::{Held, Order};
+use crate::pen::Pen;
 use crate::settings::{Acme, Root};
 
 /// No try takes longer, whatever the CA or a hook does.
@@ -29,6 +30,7 @@ pub(super) struct Try {
     pub proxy: Proxy,
     pub acme: Arc<Acme>,
     pub accounts: Accounts,
+    pub pen: Pen,
     pub order: Order,
     pub proof: Proof,
     pub held: Option<Held>,
@@ -60,8 +62,11 @@ pub(super) enum Fault {
 }
 
 /// The account in use, opened when the first order needs it.
-#[derive(Clone, Default)]
-pub(super) struct Accounts(Arc<Mutex<Option<Open>>>);
+#[derive(Clone)]
+pub(super) struct Accounts {
+    open: Arc<Mutex<Option<Open>>>,
+    pen: Pen,
+}
 
 /// An account, and the settings that it was opened with.
 struct Open {
@@ -70,9 +75,15 @@ struct Open {
 }
 
 impl Accounts {
+    pub(super) fn new(pen: Pen) -> Accounts {
+        Accounts { open: Arc::default(), pen }
+    }
+
     /// The account for these settings; one is opened at a time.
     pub(super) async fn get(&self, root: &Root, acme: &Arc<Acme>) -> Result<Account, AccountError> {
-        let mut open = self.0.lock().await;
+        // The pen first: who waits for the lock with the pen in hand must not wait for somebody who waits for the pen.
+        let _pen = self.pen.hold().await;
+        let mut open = self.open.lock().await;
         if let Some(open) = open.as_ref().filter(|open| open.settings == *acme) {
             return Ok(open.account.clone());
         }
@@ -81,9 +92,9 @@ impl Accounts {
         Ok(account)
     }
 
-    /// Puts the account with this id away; another that has been opened since stays.
+    /// Puts the account with this id away; another that has been opened since stays. The pen must be held.
     pub(super) async fn forget(&self, root: &Root, acme: &Acme, id: &str) {
-        let mut open = self.0.lock().await;
+        let mut open = self.open.lock().await;
         if open.as_ref().is_some_and(|open| open.account.id() == id) {
             *open = None;
             account::forget(root, acme);
@@ -134,6 +145,8 @@ impl Try {
         drop(prover);
         let (pair, held) = self.check(issued.chain, issued.key).map_err(other)?;
         let root = self.root.clone();
+        // From here on it is the newer process's to write, where one has taken over meanwhile: this one waits for ever.
+        let _pen = self.pen.hold().await;
         let (pair, written) = blocking(move || {
             let written = pairs::write(&root, &pair);
             (pair, written)
