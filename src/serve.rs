@@ -405,7 +405,7 @@ pub(crate) fn has_ipv6() -> bool {
 
 /// What runs the jobs. Where a crash has left changes half done, they are finished from here on.
 fn changer(settings: &Settings, control: &Control) -> anyhow::Result<Changes> {
-    let mut worker = Changes::new(settings);
+    let mut worker = Changes { control: Some(control.clone()), ..Changes::new(settings) };
     worker.changer = match worker.engine.clone() {
         Some(engine) => {
             let rollouts = Rollouts::start(worker.root.clone(), engine, control.clone());

@@ -7,7 +7,7 @@ mod harness;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::{Child, Finished, PATIENCE, Root, eventually, run};
+use harness::{Child, Finished, PATIENCE, Root, eventually, run, run_with_input};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -22,6 +22,8 @@ struct World {
     author: PathBuf,
     binary: PathBuf,
     child: Child,
+    /// The API's address.
+    api: String,
     others: Vec<u32>,
 }
 
@@ -66,12 +68,13 @@ impl World {
         let binary = root.path("bin/itsup");
         std::fs::create_dir(root.path("bin")).unwrap();
         std::fs::copy(env!("CARGO_BIN_EXE_itsup"), &binary).unwrap();
-        root.write("site/db.yml", "projects:\n  - name: hello\n    domain: hello.localhost\n");
+        root.write("site/db.yml", "projects:\n  - name: itsUP\n    domain: hello.localhost\n");
         root.write("site/.env", format!("ITSUP_BUILD=sh build.sh\n{env}"));
         let mut command = itsup(&binary, &site);
         let child = Child::start("itsup run", command.args(["--json", "run"]));
-        child.line(|line| line.contains("\"ready\""));
-        World { root, author, binary, child, others: Vec::new() }
+        let ready: Value = serde_json::from_str(&child.line(|line| line.contains("\"ready\""))).unwrap();
+        let api = ready["api"].as_str().unwrap().to_owned();
+        World { root, author, binary, child, api, others: Vec::new() }
     }
 
     fn site(&self) -> PathBuf {
@@ -138,6 +141,45 @@ fn a_new_commit_is_built_and_takes_over() {
     eventually("the promise to apply is taken", || {
         (!world.root.path("site/data/apply-after-upgrade").exists()).then_some(())
     });
+}
+
+#[test]
+fn a_webhook_for_itsup_itself_builds_and_takes_over() {
+    const SECRET: &str = "a-secret-of-the-hook";
+    let mut world = World::start(&format!("ITSUP_ENV=production\nAPI_KEY=0123456789abcdef\nWEBHOOK_SECRET={SECRET}\n"));
+    let before = world.pid();
+    let commit = commit(&world.author, "new", "new\n");
+    let body = r#"{"action":"completed","workflow_run":{"conclusion":"success","head_branch":"main"}}"#;
+    let mut openssl = Command::new("openssl");
+    let digest = run_with_input(openssl.args(["dgst", "-sha256", "-hmac", SECRET]), body.as_bytes()).ok().stdout;
+    let signature = digest.trim().rsplit(' ').next().unwrap().to_owned();
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--fail-with-body", "--data-binary", body]);
+    for header in [
+        "Content-Type: application/json",
+        "X-GitHub-Event: workflow_run",
+        "X-GitHub-Delivery: 1",
+        &format!("X-Hub-Signature-256: sha256={signature}"),
+    ] {
+        curl.args(["-H", header]);
+    }
+    let answer = run(curl.arg(format!("http://{}/hook?project=itsUP", world.api))).ok().json();
+    let job = answer["job"].as_u64().unwrap_or_else(|| panic!("{answer}"));
+    let pid = eventually("another process", || {
+        let status = world.cli(&["status"]);
+        let pid = (status.code == Some(0)).then(|| status.json()["pid"].as_u64())??;
+        (pid != u64::from(before)).then_some(u32::try_from(pid).unwrap())
+    });
+    world.others.push(pid);
+    assert_eq!(world.head(), commit);
+    assert!(world.child.wait(PATIENCE).success());
+    // The new process finds the job as the old one has left it, and ends it: there is nothing new any more.
+    let ended = eventually("the end of the job", || {
+        let jobs = world.cli(&["jobs"]).ok().json();
+        let found = jobs.as_array()?.iter().find(|one| one["id"] == job)?.clone();
+        (found["state"] != "running" && found["state"] != "queued").then_some(found)
+    });
+    assert_eq!(ended["state"], "done", "{ended}");
 }
 
 #[test]

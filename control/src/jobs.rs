@@ -74,7 +74,7 @@ struct Inner {
     closed: AtomicBool,
     /// Accepts and does not begin.
     paused: AtomicBool,
-    /// How many run right now.
+    /// How many run right now that an upgrade has to wait for.
     running: watch::Sender<usize>,
 }
 
@@ -220,7 +220,8 @@ impl Jobs {
         &self.inner.gates
     }
 
-    /// Begins nothing more, and waits until what runs has ended. What is accepted meanwhile waits.
+    /// Begins nothing more, and waits until what runs has ended, but for what asks for this itself. What is accepted
+    /// meanwhile waits.
     pub async fn pause(&self) {
         {
             let _queue = self.inner.queue();
@@ -236,6 +237,7 @@ impl Jobs {
         let lanes = {
             let mut queue = self.inner.queue();
             self.inner.closed.store(false, Ordering::Release);
+            self.inner.store.take_back();
             self.inner.paused.store(false, Ordering::Release);
             queue.idle_lanes_with_work()
         };
@@ -257,6 +259,8 @@ impl Jobs {
         let _ = running.wait_for(|running| *running == 0).await;
         self.inner.store.touch();
         self.saved().await;
+        // The file is the next process's from here on.
+        self.inner.store.give_away();
     }
 }
 
@@ -289,13 +293,16 @@ async fn run_lane(inner: Arc<Inner>, lane: queue::LaneName) {
                 return;
             }
             let Some(taken) = queue.take(&lane, SystemTime::now()) else { return };
-            inner.running.send_modify(|running| *running += 1);
+            if !taken.report.work.replaces_the_process() {
+                inner.running.send_modify(|running| *running += 1);
+            }
             inner.say_state(&taken.log, &taken.report);
             taken
         };
         inner.store.touch();
         let id = taken.report.id;
         let log = taken.log.clone();
+        let counted = !taken.report.work.replaces_the_process();
         // A task of its own: a panic in it is that job's failure alone.
         let run = tokio::spawn({
             let inner = inner.clone();
@@ -325,7 +332,9 @@ async fn run_lane(inner: Arc<Inner>, lane: queue::LaneName) {
             log.end();
         }
         inner.store.touch();
-        inner.running.send_modify(|running| *running -= 1);
+        if counted {
+            inner.running.send_modify(|running| *running -= 1);
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use crate::change::rollback::rollback;
 use crate::control::{Control, ReloadError, read_projects};
 use crate::db::Db;
 use crate::docker::EngineClient;
-use crate::jobs::{CancelToken, Outcome, Progress, Running, Work, Worker};
+use crate::jobs::{CancelToken, Event, Outcome, Phase, Progress, Running, Work, Worker};
 use crate::plan::Pins;
+use crate::self_update::{SelfUpdateError, self_update};
 use crate::settings::{Root, Settings};
 
 /// Runs jobs.
@@ -18,6 +19,8 @@ pub struct Changes {
     /// `None` where containers are not looked for.
     pub engine: Option<EngineClient>,
     pub changer: Arc<dyn Changer>,
+    /// The running itsUP's; `None` where none runs.
+    pub control: Option<Control>,
 }
 
 impl Worker for Changes {
@@ -42,7 +45,7 @@ impl Worker for Changes {
                 Work::Rollback { project, service } => {
                     self.rollback((project, service.as_ref()), progress, cancel).await
                 }
-                other => Outcome::failed(format!("{other}: this itsup does not do that")),
+                Work::SelfUpdate { project } => self.self_update(project, progress, cancel).await,
             }
         })
     }
@@ -53,7 +56,7 @@ impl Changes {
     pub fn new(settings: &Settings) -> Changes {
         // One that cannot be spoken to has been warned of at start.
         let engine = EngineClient::new(settings.docker_host.as_deref()).ok().filter(|_| settings.docker);
-        Changes { root: settings.root.clone(), engine, changer: Arc::new(ByCompose) }
+        Changes { root: settings.root.clone(), engine, changer: Arc::new(ByCompose), control: None }
     }
 
     async fn apply(&self, request: &Request, progress: &Progress, cancel: &CancelToken) -> Outcome {
@@ -91,11 +94,40 @@ impl Changes {
         }
     }
 
+    /// Fetches, builds, upgrades, applies. Where a new version takes over, that one applies.
+    async fn self_update(&self, project: &Arc<str>, progress: &Progress, cancel: &CancelToken) -> Outcome {
+        let Some(control) = &self.control else {
+            return Outcome::failed("there is no running itsup to update");
+        };
+        let say = |doing: &str| progress.say(Event::of_project(project.clone(), Phase::Planning, doing));
+        let updated = match self_update(control, &say).await {
+            Ok(updated) => updated,
+            Err(error) => return not_updated(error),
+        };
+        if let (Some(step), Some(upgraded)) = (&updated.itsup, &updated.upgraded) {
+            let message = format!("{} has taken over as process {}, which applies db.yml", step.to, upgraded.pid);
+            return Outcome { detail: serde_json::to_value(&updated).ok(), ..Outcome::done(message) };
+        }
+        if self.engine.is_none() {
+            return Outcome::done("up to date; containers are switched off");
+        }
+        self.apply(&Request::default(), progress, cancel).await
+    }
+
     fn db(&self) -> Result<Db, Box<Outcome>> {
         read_projects(&self.root).map(|(db, _)| db).map_err(|refused| {
             let message = format!("{}; nothing was changed", refused.message);
             Box::new(Outcome { diagnostics: refused.diagnostics, ..Outcome::failed(message) })
         })
+    }
+}
+
+fn not_updated(error: SelfUpdateError) -> Outcome {
+    let failed = Outcome::failed(error.to_string());
+    match error {
+        SelfUpdateError::NotProduction => failed.hint("set ITSUP_ENV=production in .env, then `itsup reload`"),
+        SelfUpdateError::Upgrade(report) => Outcome { hint: report.hint, diagnostics: report.diagnostics, ..failed },
+        _ => failed,
     }
 }
 

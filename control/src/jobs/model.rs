@@ -76,6 +76,13 @@ impl Work {
     }
 }
 
+impl Work {
+    /// Reports whether it ends with another process in this one's place: that one waits for whatever else runs.
+    pub(super) fn replaces_the_process(&self) -> bool {
+        matches!(self, Work::SelfUpdate { .. })
+    }
+}
+
 impl fmt::Display for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (verb, project, service) = match self {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
@@ -24,11 +25,23 @@ pub(super) struct Store {
     path: PathBuf,
     changed: watch::Sender<u64>,
     saved: watch::Sender<u64>,
+    /// Whether the file is another process's.
+    given_away: AtomicBool,
 }
 
 impl Store {
     pub(super) fn new(path: PathBuf) -> Store {
-        Store { path, changed: watch::Sender::new(0), saved: watch::Sender::new(0) }
+        Store { path, changed: watch::Sender::new(0), saved: watch::Sender::new(0), given_away: AtomicBool::new(false) }
+    }
+
+    /// Writes nothing more until [`Store::take_back`].
+    pub(super) fn give_away(&self) {
+        self.given_away.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take_back(&self) {
+        self.given_away.store(false, Ordering::Release);
+        self.touch();
     }
 
     /// Tells of changes from now on.
@@ -64,6 +77,10 @@ pub(super) async fn run(inner: Weak<Inner>, mut changed: watch::Receiver<u64>) {
         let change = *changed.borrow_and_update();
         let Some(inner) = inner.upgrade() else { return };
         let write = tokio::task::spawn_blocking(move || {
+            if inner.store.given_away.load(Ordering::Acquire) {
+                inner.store.saved.send_replace(change);
+                return;
+            }
             let kept = inner.queue().kept();
             let bytes = serde_json::to_vec(&kept).map_err(io::Error::other);
             let written = bytes.and_then(|bytes| files::write_atomically(&inner.store.path, &bytes, 0o600));
