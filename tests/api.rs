@@ -144,6 +144,23 @@ fn a_kill_in_the_middle_of_writes_leaves_a_whole_file_and_every_write_that_was_a
 }
 
 #[test]
+fn a_client_that_never_ends_its_head_is_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("db.yml"), DB).unwrap();
+    let itsup = Itsup::start(folder.path());
+    let mut stream = std::net::TcpStream::connect(&itsup.api).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let began = Instant::now();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n").unwrap();
+    let mut answer = Vec::new();
+    // Answered 408 or not at all; what counts is the end.
+    let _ = stream.read_to_end(&mut answer);
+    let took = began.elapsed();
+    assert!(Duration::from_secs(8) < took && took < Duration::from_secs(50), "{took:?}");
+    assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[test]
 fn former_files_are_listed_shown_and_restored() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();

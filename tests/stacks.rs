@@ -388,6 +388,35 @@ fn docker_write_makes_files_and_stack_runs_compose_on_them() {
 }
 
 #[test]
+fn docker_the_shells_functions_are_short_for_the_commands() {
+    let shop = Shop::new("shell");
+    shop.write("", "");
+    let name = shop.name();
+    let itsup = Itsup::on(&shop.root).docker().start();
+    let folder = std::path::Path::new(env!("CARGO_BIN_EXE_itsup")).parent().unwrap();
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let shell = |words: &str| {
+        let script = format!(". lib/functions.sh && {words}");
+        let mut command = Command::new("bash");
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["-c", &script]).env("PATH", &path);
+        run(command.env("ITSUP_ROOT", shop.root.path("")).env("ITSUP_DOCKER", "on").env("NO_COLOR", "1"))
+    };
+    shop.cli(&["write"]).ok();
+    shell(&format!("dcu {name} up {name}-db")).ok();
+    assert_eq!((shop.running("db").len(), shop.running("web").len()), (1, 0));
+    assert_eq!(shell("dca ps --services").ok().stdout.trim(), format!("{name}-db"));
+    let status = shell("dcp").ok().stdout;
+    assert!(status.starts_with("itsup ") && status.contains(&format!("pid {}", itsup.pid())), "{status}");
+    assert!(shell("dcp reload").ok().stdout.contains("nothing changed"));
+    itsup.get(&format!("https://{name}.test/once"));
+    itsup.logged(|line| line["path"] == "/once");
+    assert!(shell("dcp logs").ok().stdout.contains("/once"));
+    // Containers' logs and the proxy's, as one.
+    let both = shell(&format!("itsup logs {name}")).ok().stdout;
+    assert!(both.contains(&format!("{name}-{name}-db-1")) && both.contains("/once"), "{both}");
+}
+
+#[test]
 fn completions_know_projects_verbs_and_services() {
     let root = Root::new();
     root.write(

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{program, run};
+use super::{engine, program, run};
 
 /// The network whose addresses itsUP uses. It is shared, so nobody takes it away.
 pub(crate) const NETWORK: &str = "proxynet";
@@ -134,7 +134,11 @@ pub(crate) fn docker<S: AsRef<str>>(args: &[S]) -> String {
 
 /// Runs a docker command.
 pub(crate) fn try_docker(args: &[&str]) -> Output {
-    Command::new("docker").args(args).output().expect("docker can be run")
+    let mut command = Command::new("docker");
+    if let Some(host) = engine::host() {
+        command.args(["--host", host]);
+    }
+    command.args(args).output().expect("docker can be run")
 }
 
 /// The test server's image; it is told what to do by `TESTD_...` variables.

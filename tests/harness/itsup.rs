@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Answer, Child, Finished, PATIENCE, client, eventually, run, run_with_input};
+use super::{Answer, Child, Finished, PATIENCE, client, engine, eventually, run, run_with_input};
 
 /// A root folder, with db.yml, .env, data/ and logs/; gone when the last clone is.
 #[derive(Clone)]
@@ -51,6 +51,9 @@ impl Root {
         let mut command = Command::new(binary);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ITSUP_")) {
             command.env_remove(name);
+        }
+        if let Some(host) = engine::host() {
+            command.env("DOCKER_HOST", host);
         }
         command.env("NO_COLOR", "1").arg("--root").arg(self.0.path());
         command

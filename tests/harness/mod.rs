@@ -19,6 +19,7 @@ mod backend;
 mod child;
 mod client;
 mod docker;
+mod engine;
 mod itsup;
 mod testd;
 mod tools;
@@ -34,10 +35,11 @@ pub(crate) use client::{
     try_read_answer,
 };
 pub(crate) use docker::{Docker, NETWORK, address, docker, testd_image, testd_image_with_health, try_docker};
+pub(crate) use engine::Engine;
 pub(crate) use itsup::{Itsup, Root, Starter, memory};
 pub(crate) use testd::Testd;
 pub(crate) use tools::{curl, has_program, load, python};
-pub(crate) use world::{in_network_of, with_files_over, with_own_network, without_ipv6};
+pub(crate) use world::{SmallDisk, in_network_of, with_files_over, with_own_network, without_ipv6};
 
 /// The longest that anything is waited for: far more than it takes, as the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,10 +1,12 @@
-//! Another world for a program: a kernel without IPv6, other files in /etc, a network of its own.
+//! Another world for a program: a kernel without IPv6, other files in /etc, a network of its own, a small disk.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
 use nix::libc;
+
+use super::run;
 
 /// Has the kernel refuse this program IPv6 sockets, as one without IPv6 does.
 pub(crate) fn without_ipv6(command: &mut Command) -> &mut Command {
@@ -63,6 +65,37 @@ pub(crate) fn in_network_of(pid: u32, program: &str) -> Command {
     }
     command.arg(program);
     command
+}
+
+/// A small disk of its own.
+pub(crate) struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    /// Puts one over a folder, which must be empty. Only root may.
+    pub(crate) fn mount(at: &'a Path) -> SmallDisk<'a> {
+        let options = "size=2m,mode=755";
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "itsup-test"]).arg(at)).ok();
+        SmallDisk(at)
+    }
+
+    /// Fills it to the last byte.
+    pub(crate) fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        let block = [0; 512];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    }
+
+    /// Has room on it again.
+    pub(crate) fn empty(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        // Lazily: what is still running in it goes first or last.
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+    }
 }
 
 /// Who is not root is root in a user namespace.

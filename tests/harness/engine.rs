@@ -1,0 +1,96 @@
+//! An engine of a test's own, which can be stopped and started while its containers run on.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::{docker, eventually, run, try_docker};
+
+/// The engine that this process's tests use, where that is not the machine's.
+static HOST: OnceLock<String> = OnceLock::new();
+
+/// Where the engine is, where that is not the usual place.
+pub(super) fn host() -> Option<&'static str> {
+    HOST.get().map(String::as_str)
+}
+
+/// A running `dockerd` beside the machine's own, with folders, networks and containers of its own. Only root may.
+///
+/// Containers live on without it (`--live-restore`), as on a machine that was set up with care.
+pub(crate) struct Engine {
+    folder: TempDir,
+}
+
+impl Engine {
+    /// Starts one, which has an image of the machine's engine; from then on this process uses it.
+    pub(crate) fn start_with(image: &str) -> Engine {
+        let folder = tempfile::Builder::new().prefix("itsup-engine-").tempdir_in("/tmp").expect("a folder");
+        let driver = docker(&["info", "--format", "{{.Driver}}"]);
+        std::fs::write(folder.path().join("daemon.json"), format!("{{\"storage-driver\": {driver:?}}}"))
+            .expect("a file");
+        let engine = Engine { folder };
+        let saved = engine.path("image.tar").display().to_string();
+        docker(&["save", "-o", &saved, image]);
+        HOST.set(format!("unix://{}", engine.path("docker.sock").display())).expect("one engine for each process");
+        engine.start();
+        docker(&["load", "-i", &saved]);
+        engine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts it, again.
+    pub(crate) fn start(&self) {
+        let mut command = Command::new("dockerd");
+        for (flag, name) in
+            [("--config-file", "daemon.json"), ("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")]
+        {
+            command.arg(flag).arg(self.path(name));
+        }
+        command.arg("--host").arg(host().expect("a host"));
+        // The machine's engine has the firewall and its own networks; addresses that it is not likely to give out.
+        command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--live-restore"]);
+        command.args(["--default-address-pool", "base=172.31.64.0/20,size=26"]);
+        // A containerd that is there already is shared.
+        command.args(["--containerd-namespace", "itsup-test", "--containerd-plugins-namespace", "itsup-test-plugins"]);
+        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut child = command.spawn().expect("dockerd (bin/deps.sh test installs it)");
+        std::thread::spawn(move || child.wait());
+        eventually("the engine answers", || try_docker(&["version"]).status.success().then_some(()));
+    }
+
+    /// Ends it in an orderly way; containers run on.
+    pub(crate) fn stop(&self) {
+        let pid = std::fs::read_to_string(self.path("pid")).ok().and_then(|text| text.trim().parse().ok());
+        let Some(pid) = pid.map(Pid::from_raw) else { return };
+        if kill(pid, Signal::SIGTERM).is_ok() {
+            eventually("the engine's end", || kill(pid, None).is_err().then_some(()));
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let found = |args: &[&str]| String::from_utf8_lossy(&try_docker(args).stdout).into_owned();
+        for id in found(&["ps", "-aq"]).split_whitespace() {
+            try_docker(&["rm", "-fv", id]);
+        }
+        for id in found(&["network", "ls", "-q", "--filter", "type=custom"]).split_whitespace() {
+            try_docker(&["network", "rm", id]);
+        }
+        self.stop();
+        // What it has mounted below its folder is in the way of the folder's end.
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let ours = self.folder.path().display().to_string();
+        for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| at.starts_with(&ours)) {
+            run(Command::new("umount").args(["--lazy", mount]));
+        }
+    }
+}
