@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use itsup_control::api::{Claim, SocketError};
 use itsup_control::apply::{self, Applied, Applier, ApplyError, Found, Request};
 use itsup_control::artifacts::{Artifacts, ProjectFolder};
-use itsup_control::change::Rollouts;
 use itsup_control::change::rollback::rollback;
+use itsup_control::change::{Rollouts, restarts};
 use itsup_control::compose::Stack;
 use itsup_control::control::{read_last_good, read_projects, read_settings};
 use itsup_control::db::{Db, Diagnostic};
@@ -29,7 +29,7 @@ pub(crate) fn plan(root: &Root, request: &Request, exit_code: bool, output: &Out
     let (db, warnings) = read(root, request.project.as_deref())?;
     let engine = engine(&settings(root)?)?;
     // Without a running itsup there is no traffic to speak of.
-    let live = client::status(root).ok().map(|status| Live::of(&status));
+    let live = client::status(root).ok().map(|status| Live::of(&status, restarts(root)));
     let pins = pins(root)?;
     let plan = client::runtime()?.block_on(async {
         let found: Found = apply::look(root, &engine, &db, &pins).await?;

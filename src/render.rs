@@ -233,12 +233,26 @@ fn status_text(report: &StatusReport, coloured: bool) -> String {
     let _ = writeln!(text, "docker {state}{detail}, reloads {} done, {} refused", reloads.done, reloads.refused);
     text.push('\n');
     text.push_str(&status_table(report).render(coloured));
+    changes_and_pins(&mut text, report, coloured);
     let problems = report.diagnostics.iter().map(ToString::to_string);
     let warnings = report.warnings.iter().map(|warning| format!("warning: {warning}"));
     for problem in problems.chain(warnings).chain(certs::failures(&report.certificates)) {
         let _ = write!(text, "\n{}", table::paint(&problem, Colour::Yellow, coloured));
     }
     text
+}
+
+fn changes_and_pins(text: &mut String, report: &StatusReport, coloured: bool) {
+    for change in &report.changes {
+        let state = table::paint(&change.state, Colour::Cyan, coloured);
+        let _ =
+            write!(text, "\njob {}: {} ({state} since {})", change.job, plan::printable(&change.what), change.since);
+    }
+    for pin in &report.pins {
+        let pin = plan::printable(pin);
+        let _ =
+            write!(text, "\n{pin} is held by a rollback until its part of db.yml changes, or `itsup apply --unpin`");
+    }
 }
 
 /// One table for endpoints and certificates, so that everything stands in line.

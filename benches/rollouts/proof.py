@@ -158,7 +158,7 @@ def document(results, arguments):
         text += table(rows)
     text += (
         "\n## What goes wrong on purpose\n\n"
-        "`tests/rollout.rs` has what fails: never healthy, ended at the start, ended while watched, image missing, never "
+        "`tests/rollout/` has what fails: never healthy, ended at the start, ended while watched, image missing, never "
         "listens, two rollouts at once, and `kill -9` of itsUP at every step. In each the old containers "
         "go on serving, nothing is left over, and the message says what happened.\n"
     )

@@ -18,6 +18,7 @@ use crate::docker::{ComposeCli, ComposeError, EngineClient, EngineError, StackFi
 use crate::jobs::{CancelToken, Event, Phase, Progress};
 use crate::journal;
 use crate::observed::{ContainerId, NETWORK, Observed};
+use crate::pen::Held;
 use crate::plan::{self, Gone, Images, Pins, Plan, Reason};
 use crate::settings::Root;
 
@@ -48,6 +49,12 @@ pub trait Changer: Send + Sync {
 
     /// Has the routes follow db.yml, but those of these projects, whose change has failed, stay as they are.
     fn publish<'a>(&'a self, failed: &'a BTreeSet<Arc<str>>) -> Later<'a, Result<(), String>>;
+
+    /// Waits until nobody uses these containers any more, which nothing leads to; what it returns is held while they are
+    /// stopped.
+    fn emptied<'a>(&'a self, _containers: BTreeSet<String>) -> Later<'a, Option<Held>> {
+        Box::pin(std::future::ready(None))
+    }
 
     /// Waits until nothing is left to do of what a crash has interrupted in a project.
     fn settled<'a>(&'a self, _project: &'a str) -> Later<'a, ()> {
@@ -246,7 +253,7 @@ impl Applier {
                 project::remove_services(self, &found, &plan, one, progress).await;
             }
             for gone in plan.gone.iter().filter(|gone| gone.removed) {
-                self.remove_project(compose, gone, &mut applied, progress).await;
+                self.remove_project(compose, gone, &found, &mut applied, progress).await;
             }
         }
         applied.gone = plan.gone.into_iter().filter(|gone| !gone.removed).map(|gone| gone.folder).collect();
@@ -267,12 +274,22 @@ impl Applier {
     }
 
     /// Takes down what is left of a project that db.yml no longer names. Its volumes stay.
-    async fn remove_project(&self, compose: &ComposeCli, gone: &Gone, applied: &mut Applied, progress: &Progress) {
+    async fn remove_project(
+        &self,
+        compose: &ComposeCli,
+        gone: &Gone,
+        found: &Found,
+        applied: &mut Applied,
+        progress: &Progress,
+    ) {
         let _gate = progress.enter(&gone.folder).await;
         let folder = ProjectFolder::new(&self.root, &gone.folder);
         let removed = async {
             if gone.containers > 0 {
                 progress.say(Event::of_project(gone.folder.as_str(), Phase::Stopping, "no longer in db.yml"));
+                let all = found.observed.containers.values();
+                let ours = all.filter(|container| *container.compose_project == *gone.compose_name);
+                let _held = self.changer.emptied(ours.map(|container| container.id.to_string()).collect()).await;
                 let file = [folder.compose(), folder.next()].into_iter().find(|path| path.exists());
                 let file = file.unwrap_or_else(|| folder.compose());
                 let stack = StackFile::new(folder.path(), &file, &gone.compose_name)

@@ -205,6 +205,23 @@ impl Plan {
             || self.projects.iter().any(|p| p.acts())
     }
 
+    /// The plan as programs are shown it: with whether there is anything to do.
+    pub fn shown(&self) -> serde_json::Value {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        if let Some(object) = value.as_object_mut() {
+            object.insert("changes".into(), self.has_changes().into());
+        }
+        value
+    }
+
+    /// Leaves out what only those may see who may change things: values of variables, labels and commands.
+    pub fn mask(&mut self) {
+        for project in &mut self.projects {
+            project.before.iter_mut().for_each(|command| *command = reasons::HIDDEN.to_owned());
+            project.services.iter_mut().flat_map(|service| &mut service.reasons).for_each(Reason::mask);
+        }
+    }
+
     /// Says what becomes of the traffic of now.
     pub fn judge(&mut self, db: &Db, live: &Live) {
         for project in &mut self.projects {

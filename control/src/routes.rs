@@ -313,7 +313,8 @@ fn policy(service: &Service, port: Port) -> Policy {
         connect_timeout: service.timeouts.connect.unwrap_or(default.connect_timeout),
         response_timeout: service.timeouts.response,
         idle_timeout: service.timeouts.idle,
-        proxy_protocol: service.proxy_protocol,
+        // What answers challenges is a plain HTTP server beside the service, which expects no header.
+        proxy_protocol: service.proxy_protocol.filter(|_| port != Port::Challenge),
         max_body: service.max_body,
         health: health.map(|h| Health { path: h.path.as_str().into(), interval: h.interval, timeout: h.timeout }),
     }

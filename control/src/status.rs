@@ -13,6 +13,7 @@ use crate::acme::internal_ca::InternalCa;
 use crate::acme::issuer::Standing;
 use crate::control::certificates::Shown;
 use crate::db::Diagnostic;
+use crate::jobs::{JobReport, JobState};
 use crate::observed::Engine;
 
 /// The whole of itsUP at one moment.
@@ -31,6 +32,12 @@ pub struct StatusReport {
     pub upstreams: Vec<UpstreamReport>,
     /// Endpoints that have been retired and still have traffic.
     pub draining: Vec<EndpointReport>,
+    /// Commands that run or wait.
+    #[serde(default)]
+    pub changes: Vec<ChangeReport>,
+    /// Services that a rollback holds where they are: `project/service`.
+    #[serde(default)]
+    pub pins: Vec<String>,
     pub certificates: Vec<CertificateReport>,
     pub reloads: Reloads,
     /// Whether the last good db.yml serves, as the real one cannot be read.
@@ -47,6 +54,18 @@ pub struct Listen {
     pub https: String,
     /// `None` where the API is off.
     pub api: Option<String>,
+}
+
+/// A command that runs or waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeReport {
+    pub job: u64,
+    /// Such as `rollout shop web`.
+    pub what: String,
+    /// `running` or `queued`.
+    pub state: String,
+    /// Since when, RFC 3339.
+    pub since: String,
 }
 
 /// The Docker engine.
@@ -198,6 +217,18 @@ pub struct ErrorReport {
     pub hint: Option<String>,
     #[serde(default)]
     pub diagnostics: Vec<Diagnostic>,
+}
+
+impl ChangeReport {
+    /// `None` of one that has ended.
+    pub fn of(job: &JobReport) -> Option<ChangeReport> {
+        let (state, since) = match job.state {
+            JobState::Running => ("running", job.started.as_ref().unwrap_or(&job.created)),
+            JobState::Queued => ("queued", &job.created),
+            JobState::Done | JobState::Failed | JobState::Cancelled => return None,
+        };
+        Some(ChangeReport { job: job.id.0, what: job.work.to_string(), state: state.into(), since: since.clone() })
+    }
 }
 
 impl From<&Engine> for DockerReport {

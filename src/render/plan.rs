@@ -26,11 +26,7 @@ impl Output {
         if exit_code && plan.has_changes() {
             self.exit_code.set(SOMETHING_TO_DO);
         }
-        let mut value = serde_json::to_value(plan).unwrap_or_default();
-        if let Some(object) = value.as_object_mut() {
-            object.insert("changes".into(), plan.has_changes().into());
-        }
-        self.result(&value, || text(plan, live, colour(&io::stdout())))
+        self.result(&plan.shown(), || text(plan, live, colour(&io::stdout())))
     }
 }
 

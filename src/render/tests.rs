@@ -1,5 +1,6 @@
 use itsup_control::status::{
-    CertificateReport, DockerReport, HeldReport, InFlightReport, Listen, Reloads, TallyReport, UpstreamReport,
+    CertificateReport, ChangeReport, DockerReport, HeldReport, InFlightReport, Listen, Reloads, TallyReport,
+    UpstreamReport,
 };
 
 use super::*;
@@ -46,6 +47,13 @@ fn status() -> StatusReport {
             UpstreamReport { held: Some(HeldReport { waiting: 7, ..HeldReport::default() }), ..upstream("db", vec![]) },
         ],
         draining: vec![endpoint("172.18.0.9:8080", "draining", 1)],
+        changes: vec![ChangeReport {
+            job: 9,
+            what: "rollout web app".into(),
+            state: "running".into(),
+            since: "2026-11-01T12:00:00Z".into(),
+        }],
+        pins: vec!["web/app".into()],
         certificates: vec![
             certificate("a.example.com", Some("./certs/a.example.com/fullchain.pem"), 3),
             certificate("*.b.example.com", None, 6),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{hook, jobs, page, problem, projects, read, services};
+use super::{hook, jobs, page, plan, problem, projects, read, services};
 use crate::db;
 
 #[derive(OpenApi)]
@@ -34,7 +34,7 @@ use crate::db;
         projects::list, projects::put, projects::get, projects::patch, projects::delete,
         services::list_all, services::put, services::list, services::get, services::patch, services::delete,
         services::get_env, services::set_env,
-        jobs::apply, jobs::rollout, jobs::rollback, jobs::update_by_query, jobs::update_project, jobs::update_service,
+        plan::plan, jobs::apply, jobs::rollout, jobs::rollback, jobs::update_by_query, jobs::update_project, jobs::update_service,
         read::receipts, read::one_receipt,
         jobs::list, jobs::get, jobs::cancel, jobs::events_of_one, jobs::events_of_all,
         read::status, read::certs, read::reload, read::healthz, read::metrics,

@@ -200,7 +200,7 @@ async fn known(api: &Api, project: &str, service: Option<&str>) -> Result<(), Pr
 }
 
 /// Queues a change and answers 202 with its job.
-fn submit(api: &Api, work: Work, origin: Origin) -> Result<Response, Problem> {
+pub(super) fn submit(api: &Api, work: Work, origin: Origin) -> Result<Response, Problem> {
     let Job { report, merged, .. } = api.jobs.submit(work, origin)?;
     let place = format!("/jobs/{}", report.id);
     let accepted = Json(Accepted { job: report, merged });

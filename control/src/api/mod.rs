@@ -11,6 +11,7 @@ mod hook;
 mod jobs;
 pub(crate) mod metrics;
 mod page;
+mod plan;
 mod problem;
 mod projects;
 mod read;
@@ -22,16 +23,19 @@ mod upgrading;
 mod writing;
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, FromRequest, Request};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
-use axum::{Router, body::Bytes};
+use axum::{Extension, Router, body::Bytes};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Mutex, Semaphore, watch};
@@ -52,6 +56,10 @@ const BODY: usize = 1 << 20;
 const HOOK_BODY: usize = 25 << 20;
 /// Webhooks that are read at once: their bodies are large, and nobody has proved who he is yet.
 const HOOKS: usize = 8;
+/// How long a request's head may take to come, and an idle connection may stay.
+const HEADER: Duration = Duration::from_secs(10);
+/// How long accepting rests after it has failed.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long an answer may take to begin.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -91,10 +99,11 @@ impl Api {
     /// What the handlers need.
     pub fn new(control: Control, jobs: Jobs) -> Api {
         let root = control.settings().map_or_else(|| Root::new("."), |settings| settings.root);
+        let pen = control.pen().clone();
         Api {
             control,
             jobs,
-            writing: writing::Writing::new(DbFile::new(root.clone())),
+            writing: writing::Writing::new(DbFile::new(root.clone()), pen),
             db: DbFile::new(root.clone()),
             root,
             throttle: auth::Throttle::default(),
@@ -139,9 +148,37 @@ pub async fn serve_control(listener: UnixListener, api: Api, close: watch::Recei
 }
 
 /// Serves `ITSUP_API` until told to close: then answers what has been asked, and returns.
+///
+/// Anybody may connect here, so a request's head has [`HEADER`] to come; axum's own server would wait for ever.
 pub async fn serve_tcp(listener: TcpListener, api: Api, close: watch::Receiver<bool>) -> io::Result<()> {
-    let router = router(api, Door::Tcp).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, router).with_graceful_shutdown(told(close)).await
+    let router = router(api, Door::Tcp);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER);
+    let open = GracefulShutdown::new();
+    let told = told(close);
+    tokio::pin!(told);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut told => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!("ITSUP_API: {error}");
+                // Out of file descriptors, most likely; others may become free.
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone().layer(Extension(ConnectInfo(peer))));
+        let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
+        // A client that breaks off is nobody's fault but its own.
+        tokio::spawn(async move { _ = connection.await });
+    }
+    drop(listener);
+    open.shutdown().await;
+    Ok(())
 }
 
 /// Serves what the proxy sends until told to close: then answers what has been asked, and returns.
@@ -170,6 +207,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/projects/{project}/services/{service}", get(services::get).patch(services::patch).delete(services::delete)),
         ("/projects/{project}/services/{service}/env", get(services::get_env).post(services::set_env)),
         ("/services", get(services::list_all).post(services::put)),
+        ("/plan", get(plan::plan)),
         ("/apply", post(jobs::apply)),
         ("/rollout", post(jobs::rollout)),
         ("/rollback", post(jobs::rollback)),

@@ -5,17 +5,17 @@
 
 use axum::Json;
 use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::auth::Caller;
 use super::edits::{self, EditFault};
-use super::jobs::Accepted;
+use super::jobs::{self, Accepted};
 use super::{Api, Body, Problem};
 use crate::db_file::WriteError;
-use crate::jobs::{Job, Work};
+use crate::jobs::Work;
 
 /// A project, as db.yml writes it.
 #[derive(ToSchema)]
@@ -153,10 +153,8 @@ pub(super) async fn change(
     // Routes at once; containers by the job.
     api.reload_soon().await?;
     let work = Work::Apply { project: Some(project.into()), prune: false, force: false, unpin: false };
-    let Job { report, merged, .. } = api.jobs.submit(work, caller.origin())?;
-    let place = format!("/jobs/{}", report.id);
-    let headers = [(header::LOCATION, place), (header::ETAG, format!("\"{tag}\""))];
-    Ok((StatusCode::ACCEPTED, headers, Json(Accepted { job: report, merged })).into_response())
+    let accepted = jobs::submit(api, work, caller.origin())?;
+    Ok(([(header::ETAG, format!("\"{tag}\""))], accepted).into_response())
 }
 
 /// The tag that db.yml must have; `*` is any.

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::auth::Caller;
 use super::{Api, Problem};
-use crate::status::{CertificateReport, ReloadReport, StatusReport};
+use crate::status::{CertificateReport, ChangeReport, ReloadReport, StatusReport};
+use crate::versions;
 
 /// The most receipts that are listed.
 const RECEIPTS: usize = 200;
@@ -24,8 +25,8 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Show the whole of itsUP at this moment: generation, hosts, upstreams and endpoints with what is in flight, certificates,
-/// faults and warnings.
+/// Show the whole of itsUP at this moment: generation, hosts, upstreams and endpoints with what is in flight, changes that run or wait, pins,
+/// certificates, faults and warnings.
 #[utoipa::path(
     get, path = "/status", operation_id = "getStatus", tag = "status",
     responses((status = 200, description = "The status", body = Object),
@@ -36,8 +37,13 @@ pub(super) async fn status(
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<StatusReport>, Problem> {
     // With 100,000 hosts this is work; it belongs to no runtime's worker.
-    let status = tokio::task::spawn_blocking(move || api.control.status()).await;
-    let mut status = status.map_err(|_| Problem::internal("the status could not be made"))?;
+    let status = tokio::task::spawn_blocking(move || {
+        let mut status = api.control.status();
+        status.changes = api.jobs.list().iter().rev().filter_map(ChangeReport::of).collect();
+        status.pins = versions::pins(&api.root).unwrap_or_default().keys().map(ToString::to_string).collect();
+        status
+    });
+    let mut status = status.await.map_err(|_| Problem::internal("the status could not be made"))?;
     if !caller.sees_secrets() {
         // Lines of db.yml may hold secrets.
         status.diagnostics.iter_mut().for_each(|diagnostic| diagnostic.source.clear());

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::Problem;
 use super::edits::EditFault;
 use crate::db_file::DbFile;
+use crate::pen::Pen;
 
 /// A change of db.yml's value.
 pub(super) type Change = Box<dyn Fn(&mut Value) -> Result<(), EditFault> + Send>;
@@ -22,6 +23,7 @@ type Answer = Result<String, EditFault>;
 #[derive(Clone)]
 pub(super) struct Writing {
     db: DbFile,
+    pen: Pen,
     waiting: Arc<Mutex<Vec<Waiting>>>,
     turn: Arc<Semaphore>,
 }
@@ -34,8 +36,8 @@ struct Waiting {
 }
 
 impl Writing {
-    pub(super) fn new(db: DbFile) -> Writing {
-        Writing { db, waiting: Arc::default(), turn: Arc::new(Semaphore::new(1)) }
+    pub(super) fn new(db: DbFile, pen: Pen) -> Writing {
+        Writing { db, pen, waiting: Arc::default(), turn: Arc::new(Semaphore::new(1)) }
     }
 
     /// Makes a change, and returns the file's new tag.
@@ -50,13 +52,14 @@ impl Writing {
 
     async fn write(self) {
         let Ok(turn) = self.turn.clone().acquire_owned().await else { return };
+        let pen = self.pen.hold().await;
         let group = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         if group.is_empty() {
             // An earlier turn has taken it along.
             return;
         }
         let written = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+            let _held = (turn, pen);
             write_group(&self.db, group);
         });
         // A panic has dropped the senders, which is an answer too.

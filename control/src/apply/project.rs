@@ -409,10 +409,13 @@ pub(super) async fn remove_services(
     for one in project.services.iter().filter(|one| one.step == Step::Remove && one.acts()) {
         let name: Arc<str> = project.project.as_str().into();
         progress.say(Event::of_service(name, one.service.as_str(), Phase::Stopping, "no longer to run"));
-        let containers = found.observed.containers.values().filter(|container| {
+        let of_service = found.observed.containers.values().filter(|container| {
             container.compose_service.as_deref() == Some(&one.compose_service)
                 && *container.compose_project == *crate::db::compose_name(&project.project)
         });
+        let containers: Vec<&Container> = of_service.collect();
+        let ids = containers.iter().map(|container| container.id.to_string()).collect();
+        let _held = applier.changer.emptied(ids).await;
         let mut count = 0;
         for container in containers {
             match discard(&applier.engine, &container.id).await {

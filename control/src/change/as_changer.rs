@@ -12,6 +12,7 @@ use crate::artifacts::COMPOSE;
 use crate::compose::Written;
 use crate::control::ReloadError;
 use crate::jobs::{CancelToken, Progress};
+use crate::pen::Held;
 use crate::plan::Pins;
 use crate::status::rfc3339;
 use crate::versions::{self, Version};
@@ -69,6 +70,15 @@ impl Changer for Rollouts {
             .iter()
             .try_for_each(|key| versions::set_pin(&self.inner.root, key, None))
             .map_err(|error| error.to_string())
+    }
+
+    fn emptied<'a>(&'a self, containers: BTreeSet<String>) -> Later<'a, Option<Held>> {
+        Box::pin(async move {
+            match &self.inner.control {
+                Some(control) => Some(control.emptied(containers).await),
+                None => None,
+            }
+        })
     }
 
     fn settled<'a>(&'a self, project: &'a str) -> Later<'a, ()> {

@@ -2,7 +2,7 @@
 //!
 //! The steps, in the order of a rollout: `journaled`, `starting` (compose is at it), `started`, `ready`,
 //! `switched` (in the journal, not yet routed), `published`, `watched`, `committed`, `drained`, `stopped`, `removed`;
-//! going back: `undoing`, `reverted`, `undone`; in place: `held`, `emptied`, `recreated`, `released`. Nothing of it is in a release build.
+//! going back: `undoing`, `reverted`, `undone`; in place, beside those: `held`, `emptied` (before compose is at it), `released`. Nothing of it is in a release build.
 
 /// Ends the process here where the test has asked for it.
 #[cfg(debug_assertions)]

@@ -1,5 +1,6 @@
 //! Receipts: what a change of one service did, printed and kept in `data/receipts/`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::time::{Duration, SystemTime};
@@ -7,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::Order;
+use crate::active::ServiceKey;
 use crate::files;
 use crate::observed::Container;
 use crate::settings::Root;
@@ -28,6 +30,9 @@ pub struct Receipt {
     pub why: Option<String>,
     pub old: Vec<Side>,
     pub new: Vec<Side>,
+    /// Whether the old ones had to go before the new ones came.
+    #[serde(default)]
+    pub in_place: bool,
     pub seconds: Times,
     pub requests: Counts,
     /// Whether old containers were still finishing what they had when this was written.
@@ -120,6 +125,7 @@ impl Receipt {
             why: None,
             old: Vec::new(),
             new: Vec::new(),
+            in_place: false,
             seconds: Times::default(),
             requests: Counts::default(),
             draining: false,
@@ -148,6 +154,25 @@ impl Receipt {
         }
         Ok(())
     }
+}
+
+/// How long each service was away when it was last made anew in its place.
+pub fn restarts(root: &Root) -> BTreeMap<ServiceKey, Duration> {
+    let folder = root.receipts();
+    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort_unstable_by(|one, other| other.cmp(one));
+    let mut restarts = BTreeMap::new();
+    for name in names.iter().filter(|name| name.ends_with(".json")) {
+        let read = std::fs::read(folder.join(name)).ok();
+        let Some(receipt) = read.and_then(|bytes| serde_json::from_slice::<Receipt>(&bytes).ok()) else { continue };
+        if receipt.in_place && receipt.result == Result::Done {
+            let Times { start, ready, switch, .. } = receipt.seconds;
+            let away = Duration::try_from_secs_f64(start + ready + switch).unwrap_or_default();
+            restarts.entry(ServiceKey::new(receipt.project, receipt.service)).or_insert(away);
+        }
+    }
+    restarts
 }
 
 /// Names a change: by its time first, so that names sort as things went.
@@ -200,4 +225,39 @@ impl fmt::Display for Receipt {
 
 fn shortened(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_restart_that_went_well_tells_how_long_one_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let receipt = |id: &str, start, in_place, result| Receipt {
+            id: id.into(),
+            project: "shop".into(),
+            service: "db".into(),
+            began: String::new(),
+            result,
+            why: None,
+            old: Vec::new(),
+            new: Vec::new(),
+            in_place,
+            seconds: Times { start, ready: 1.0, switch: 0.5, watch: 10.0, ..Times::default() },
+            requests: Counts::default(),
+            draining: false,
+        };
+        for one in [
+            receipt("0000000000001-shop.db", 9.0, true, Result::Done),
+            receipt("0000000000002-shop.db", 4.0, true, Result::Done),
+            receipt("0000000000003-shop.db", 7.0, true, Result::Failed),
+            receipt("0000000000004-shop.db", 8.0, false, Result::Done),
+        ] {
+            one.write(&root).unwrap();
+        }
+        let known = BTreeMap::from([(ServiceKey::new("shop", "db"), Duration::from_millis(5500))]);
+        assert_eq!(restarts(&root), known);
+    }
 }

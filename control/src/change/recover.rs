@@ -1,11 +1,12 @@
 //! What a crash has left, finished or undone, before anything else of those projects.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt as _;
-use itsup_proxy::Draining;
+use itsup_proxy::{Address, Draining, HoldLimits};
 
 use super::compose::{How, Lock};
 use super::retire::{self, Parting};
@@ -13,7 +14,8 @@ use super::{ChangeError, DRAIN, Order, Rollouts, STREAM_DRAIN, Teller, run};
 use crate::artifacts::ProjectFolder;
 use crate::docker::StackFile;
 use crate::journal::{Change, Kind, Retiring};
-use crate::rollout::Ids;
+use crate::observed::{Container, NETWORK};
+use crate::rollout::{Ids, PROBE_EVERY};
 
 /// How often it is looked whether the process before this one is gone.
 const LOOK: Duration = Duration::from_secs(1);
@@ -88,18 +90,47 @@ async fn in_place(rollouts: &Rollouts, order: &Order, change: &Change, lock: &Lo
     let engine = &rollouts.inner.engine;
     let refused = |error: String| ChangeError::NotBegun(error);
     rollouts.persist("waiting", || engine.info()).await.map_err(|error| refused(error.to_string()))?;
+    // As before the crash: those who come meanwhile are late, and not lost.
+    let hold = rollouts.hold(order, HoldLimits::default());
     let made = rollouts.up(order, How::AsNeeded(change.terms.replicas), lock).await;
+    if made.is_ok() {
+        answering(rollouts, order).await;
+    }
     let struck = rollouts.inner.journals.update(&order.project, |journal| journal.change = None);
     if let Err(error) = struck {
         tracing::error!("the journal cannot be written: {error}");
     }
     rollouts.thaw(order, Ids::new()).await?;
+    if let Some(hold) = hold {
+        hold.release().await;
+    }
     match made {
         Ok(()) => {
             holds(rollouts, order, true);
             Ok("the interrupted restart is finished".to_owned())
         }
         Err(error) => Err(refused(format!("the interrupted restart cannot be finished: {error}; see `itsup plan`"))),
+    }
+}
+
+/// Waits until the containers of a service answer where they say that they listen, or may take no longer.
+async fn answering(rollouts: &Rollouts, order: &Order) {
+    let (project, service) = (&order.compose_project, &order.compose_service);
+    let all = async {
+        let mut ticks = tokio::time::interval(PROBE_EVERY);
+        loop {
+            ticks.tick().await;
+            let Ok(there) = rollouts.inner.engine.service(project, service, NETWORK).await else { continue };
+            let place = |one: &Container| Some(Address::Tcp(SocketAddr::new(one.address?, one.port?)));
+            let places: Vec<Address> = there.iter().filter(|one| one.running).filter_map(place).collect();
+            let answers = places.iter().map(|place| itsup_proxy::answers(place, None, order.probe_limit));
+            if futures_util::future::join_all(answers).await.into_iter().all(|answers| answers) {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(order.terms.timeout, all).await.is_err() {
+        tracing::warn!("{project}: {service} does not answer yet; it is routed all the same");
     }
 }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use itsup_proxy::{Draining, EndpointId, Proxy, RouteTable, UpstreamName};
 use tokio::sync::{oneshot, watch};
 
-use super::{Actor, Command, Control, ShuttingDown};
+use super::actor::Actor;
+use super::{Command, Control, ShuttingDown};
 use crate::active::ServiceKey;
 use crate::journal::{self, Journal, Kind};
 use crate::observed::{Container, ContainerId, Observed};

@@ -316,6 +316,14 @@ impl<'a> Project<'a> {
         }
     }
 
+    fn fixed_addresses(&mut self, block: NodeId) {
+        for (node, key) in addresses(self.tree, block) {
+            let message =
+                format!("`{key}` cannot stand on a service that is rolled over: two containers cannot have the same");
+            self.error(node, message).hint = Some("remove it, or set `rollout: {strategy: recreate}`".to_owned());
+        }
+    }
+
     /// A service that is rolled over runs twice for a while, which some of compose's keys do not bear.
     fn rolled(&mut self, service: Service<'_>) {
         let tree = self.tree;
@@ -326,6 +334,7 @@ impl<'a> Project<'a> {
         }
         let blocks = ["compose", "additional_properties"].map(|key| tree.field(service.node, key));
         for block in blocks.into_iter().flatten() {
+            self.fixed_addresses(block);
             for (key, why) in [
                 ("container_name", "two containers cannot have the same name"),
                 ("ports", "two containers cannot have the same host port"),
@@ -345,6 +354,15 @@ impl<'a> Project<'a> {
             }
         }
     }
+}
+
+/// Where compose's `networks` gives a container an address of its own, with the key that does.
+fn addresses(tree: &Tree, block: NodeId) -> Vec<(NodeId, &'static str)> {
+    let networks = tree.field(block, "networks").map(|networks| tree.entries(networks)).unwrap_or_default();
+    let of_network = |(_, network): &(NodeId, NodeId)| {
+        ["ipv4_address", "ipv6_address", "mac_address"].map(|key| tree.key(*network, key).map(|node| (node, key)))
+    };
+    networks.iter().flat_map(of_network).flatten().collect()
 }
 
 /// Checks the projects against each other; each fault goes to the later one.

@@ -331,6 +331,11 @@ fn rules_between_keys() {
         ),
         ("services: [{name: w, image: i, compose: {ports: [80], container_name: x}}]", ""),
         ("services: [{name: w, image: i, domain: b.com, compose: {ports: [80]}}]", "`ports` cannot stand"),
+        (
+            "services: [{name: w, image: i, domain: b.com, compose: {networks: {proxynet: {ipv4_address: 10.0.0.9}}}}]",
+            "`ipv4_address` cannot stand",
+        ),
+        ("services: [{name: w, image: i, compose: {networks: {proxynet: {ipv4_address: 10.0.0.9}}}}]", ""),
         ("services: [{name: w, image: i, domain: b.com, compose: {volumes: ['a:/b']}}]", "two containers write"),
         ("services: [{name: w, image: i, depends_on: [w]}]", "cannot depend on itself"),
         ("services: [{name: w, image: i, depends_on: [x]}]", "is not a service"),

@@ -26,8 +26,8 @@ pub struct Live {
 }
 
 impl Live {
-    /// Takes what a running itsUP says of itself.
-    pub fn of(status: &StatusReport) -> Live {
+    /// Takes what a running itsUP says of itself, and how long restarts have taken.
+    pub fn of(status: &StatusReport, restarts: BTreeMap<ServiceKey, Duration>) -> Live {
         let mut in_flight: BTreeMap<String, InFlightReport> = BTreeMap::new();
         for upstream in &status.upstreams {
             let sum = in_flight.entry(upstream.name.clone()).or_default();
@@ -38,7 +38,7 @@ impl Live {
                 sum.passthrough += endpoint.in_flight.passthrough;
             }
         }
-        Live { in_flight, restarts: BTreeMap::new() }
+        Live { in_flight, restarts }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::observed::LABEL_CONFIG;
 use crate::yaml;
 
 /// What is shown of a value that may be a secret.
-const HIDDEN: &str = "***";
+pub(super) const HIDDEN: &str = "***";
 /// Parts of variables' names that make their values secrets.
 const SECRET: [&str; 9] = ["PASS", "SECRET", "TOKEN", "KEY", "CREDENTIAL", "PRIVATE", "AUTH", "SALT", "DSN"];
 /// Keys that say nothing about a single container.
@@ -34,6 +34,14 @@ pub struct Reason {
 impl Reason {
     pub fn new(key: impl Into<String>, old: Option<String>, new: Option<String>) -> Reason {
         Reason { key: key.into(), old, new }
+    }
+
+    /// Hides the values of what people put secrets into.
+    pub(super) fn mask(&mut self) {
+        let top = self.key.split('.').next().unwrap_or_default();
+        if matches!(top, "env" | "environment" | "labels" | "command" | "entrypoint" | "healthcheck" | "build") {
+            [&mut self.old, &mut self.new].into_iter().flatten().for_each(|value| *value = HIDDEN.to_owned());
+        }
     }
 }
 
@@ -160,6 +168,16 @@ mod tests {
             ),
         ] {
             assert_eq!(changed(old, new), told, "{old} {new}");
+        }
+    }
+
+    #[test]
+    fn who_may_only_look_sees_no_variables_and_no_commands() {
+        let reason = |key: &str| Reason::new(key, Some("a".into()), None);
+        for (key, old) in [("env.A", HIDDEN), ("labels.x", HIDDEN), ("command", HIDDEN), ("image", "a")] {
+            let mut reason = reason(key);
+            reason.mask();
+            assert_eq!((reason.old.as_deref(), &reason.new), (Some(old), &None), "{key}");
         }
     }
 

@@ -173,6 +173,11 @@ fn one_host_cannot_both_pass_and_end_tls() {
             "web#challenge = 10.0.0.1:81",
         ],
     );
+    let mut with_header = service("10.0.0.1");
+    (with_header.passthrough, with_header.proxy_protocol) = (true, Some(ProxyVersion::V2));
+    let table = World::new([with_domain(project("web", vec![with_header]), "web.lan")]).table();
+    let header = |name: &str| table.upstreams[name].policy.proxy_protocol;
+    assert_eq!((header("web"), header("web#challenge")), (Some(ProxyVersion::V2), None));
     let mut routed = with_domain(project("web", services), "web.lan");
     routed.routes = vec![route("/a", "10.0.0.3")];
     check(&World::new([routed]), &["web.lan: /a to web/10.0.0.3, / to web", "web = 10.0.0.2:8080"]);
