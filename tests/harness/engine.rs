@@ -18,6 +18,9 @@ pub(super) fn host() -> Option<&'static str> {
     HOST.get().map(String::as_str)
 }
 
+/// Its default bridge. With none at all it would take the machine's `docker0` away at its start.
+const BRIDGE: &str = "itsup-test0";
+
 /// A running `dockerd` beside the machine's own, with folders, networks and containers of its own. Only root may.
 ///
 /// Containers live on without it (`--live-restore`), as on a machine that was set up with care.
@@ -32,6 +35,9 @@ impl Engine {
         let driver = docker(&["info", "--format", "{{.Driver}}"]);
         std::fs::write(folder.path().join("daemon.json"), format!("{{\"storage-driver\": {driver:?}}}"))
             .expect("a file");
+        // One that a killed run has left is as good.
+        ip(&["link", "add", BRIDGE, "type", "bridge"]);
+        ip(&["address", "add", "172.31.80.1/26", "dev", BRIDGE]);
         let engine = Engine { folder };
         let saved = engine.path("image.tar").display().to_string();
         docker(&["save", "-o", &saved, image]);
@@ -55,7 +61,7 @@ impl Engine {
         }
         command.arg("--host").arg(host().expect("a host"));
         // The machine's engine has the firewall and its own networks; addresses that it is not likely to give out.
-        command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--live-restore"]);
+        command.args(["--bridge", BRIDGE, "--iptables=false", "--ip6tables=false", "--live-restore"]);
         command.args(["--default-address-pool", "base=172.31.64.0/20,size=26"]);
         // A containerd that is there already is shared.
         command.args(["--containerd-namespace", "itsup-test", "--containerd-plugins-namespace", "itsup-test-plugins"]);
@@ -86,6 +92,7 @@ impl Drop for Engine {
             try_docker(&["network", "rm", id]);
         }
         self.stop();
+        ip(&["link", "delete", BRIDGE]);
         // What it has mounted below its folder is in the way of the folder's end.
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
         let ours = self.folder.path().display().to_string();
@@ -93,4 +100,8 @@ impl Drop for Engine {
             run(Command::new("umount").args(["--lazy", mount]));
         }
     }
+}
+
+fn ip(words: &[&str]) {
+    run(Command::new("ip").args(words));
 }
