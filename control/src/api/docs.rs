@@ -41,7 +41,7 @@ use crate::db;
         hook::deliver,
         openapi_json, docs,
     ),
-    components(schemas(projects::ProjectDoc, services::ServiceDoc, problem::Problem, crate::jobs::Event)),
+    components(schemas(jobs::Accepted, projects::ProjectDoc, services::ServiceDoc, problem::Problem, crate::jobs::Event)),
     modifiers(&Key),
     security(("key" = []))
 )]

@@ -11,6 +11,7 @@ use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::answers::{Changing, Keyed, Queued};
 use super::auth::Caller;
 use super::edits;
 use super::{Api, Body, Problem};
@@ -73,10 +74,8 @@ pub(super) struct CancelQuery {
 /// Of one project, or of all: new services start, changed ones roll over or are recreated, unchanged ones are not touched.
 #[utoipa::path(
     post, path = "/apply", operation_id = "apply", tag = "changes", request_body = ApplyRequest,
-    responses((status = 202, description = "Queued; Location is the job", body = Accepted),
+    responses(Queued,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "The key may only look", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The body is not what it should be", body = Problem, content_type = "application/problem+json"))
 )]
@@ -95,10 +94,8 @@ pub(super) async fn apply(
 /// Roll a project or one service over to its image and config of now, without losing a request.
 #[utoipa::path(
     post, path = "/rollout", operation_id = "rollout", tag = "changes", request_body = ServiceRequest,
-    responses((status = 202, description = "Queued; Location is the job", body = Accepted),
+    responses(Queued,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "The key may only look", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The body is not what it should be", body = Problem, content_type = "application/problem+json"))
 )]
@@ -113,10 +110,8 @@ pub(super) async fn rollout(
 /// Go back to the previous image and config, and stay there until db.yml changes or `unpin`.
 #[utoipa::path(
     post, path = "/rollback", operation_id = "rollback", tag = "changes", request_body = ServiceRequest,
-    responses((status = 202, description = "Queued; Location is the job", body = Accepted),
+    responses(Queued,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "The key may only look", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The body is not what it should be", body = Problem, content_type = "application/problem+json"))
 )]
@@ -134,10 +129,8 @@ pub(super) async fn rollback(
 /// Roll a project or one service over (the old tool's way to ask).
 #[utoipa::path(
     get, path = "/update-upstream", operation_id = "updateUpstream", tag = "changes", params(ServiceQuery),
-    responses((status = 202, description = "Queued; Location is the job", body = Accepted),
+    responses(Queued,
         (status = 400, description = "The query cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "The key may only look", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn update_by_query(
@@ -152,9 +145,7 @@ pub(super) async fn update_by_query(
 #[utoipa::path(
     get, path = "/update-upstream/{project}", operation_id = "updateUpstreamProject", tag = "changes",
     params(("project" = String, Path, description = "The project's name, as db.yml writes it")),
-    responses((status = 202, description = "Queued; Location is the job", body = Accepted),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "The key may only look", body = Problem, content_type = "application/problem+json"),
+    responses(Queued,
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn update_project(
@@ -170,9 +161,7 @@ pub(super) async fn update_project(
     get, path = "/update-upstream/{project}/{service}", operation_id = "updateUpstreamService", tag = "changes",
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name")),
-    responses((status = 202, description = "Queued; Location is the job", body = Accepted),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "The key may only look", body = Problem, content_type = "application/problem+json"),
+    responses(Queued,
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn update_service(
@@ -211,7 +200,7 @@ pub(super) fn submit(api: &Api, work: Work, origin: Origin) -> Result<Response, 
 #[utoipa::path(
     get, path = "/jobs", operation_id = "listJobs", tag = "jobs",
     responses((status = 200, description = "The jobs", body = [JobReport]),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"))
+        Keyed)
 )]
 pub(super) async fn list(State(api): State<Api>, Extension(caller): Extension<Caller>) -> Json<Vec<JobReport>> {
     Json(api.jobs.list().into_iter().map(|report| shown(report, &caller)).collect())
@@ -222,8 +211,8 @@ pub(super) async fn list(State(api): State<Api>, Extension(caller): Extension<Ca
     get, path = "/jobs/{id}", operation_id = "getJob", tag = "jobs",
     params(("id" = u64, Path, description = "The job's number")),
     responses((status = 200, description = "The job as it stands", body = JobReport),
+        Keyed,
         (status = 400, description = "The number is none", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job, or it is forgotten", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn get(
@@ -240,9 +229,8 @@ pub(super) async fn get(
     post, path = "/jobs/{id}/cancel", operation_id = "cancelJob", tag = "jobs",
     params(("id" = u64, Path, description = "The job's number"), CancelQuery),
     responses((status = 200, description = "The job; one that runs ends when it can", body = JobReport),
+        Changing,
         (status = 400, description = "The number is none", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "The key may only look", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "It has ended, or others have asked for the same", body = Problem, content_type = "application/problem+json"))
 )]
@@ -262,8 +250,8 @@ pub(super) async fn cancel(
     get, path = "/jobs/{id}/events", operation_id = "followJob", tag = "jobs",
     params(("id" = u64, Path, description = "The job's number")),
     responses((status = 200, description = "Events until the job has ended", body = String, content_type = "text/event-stream"),
+        Keyed,
         (status = 400, description = "The number is none", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn events_of_one(
@@ -280,7 +268,7 @@ pub(super) async fn events_of_one(
 #[utoipa::path(
     get, path = "/events", operation_id = "followJobs", tag = "jobs",
     responses((status = 200, description = "Events without an end", body = String, content_type = "text/event-stream"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"))
+        Keyed)
 )]
 pub(super) async fn events_of_all(
     State(api): State<Api>,

@@ -3,6 +3,7 @@
 //! What a caller may do depends on how he came ([`Door`]) and on his key (`auth`). The handlers, a file for each noun, only
 //! ask [`Control`], the jobs and db.yml's writer.
 
+mod answers;
 mod auth;
 pub mod certs;
 mod docs;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::IntoParams;
 
+use super::answers::Keyed;
 use super::auth::Caller;
 use super::{Api, Problem};
 use crate::apply::{self, ApplyError, Request};
@@ -36,8 +37,8 @@ pub(super) struct PlanQuery {
 #[utoipa::path(
     get, path = "/plan", operation_id = "getPlan", tag = "changes", params(PlanQuery),
     responses((status = 200, description = "The plan", body = Object),
+        Keyed,
         (status = 400, description = "The query cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "Containers are switched off", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "db.yml has faults, which are listed", body = Problem, content_type = "application/problem+json"),

@@ -10,9 +10,10 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::answers::{Keyed, Written};
 use super::auth::Caller;
 use super::edits::{self, EditFault};
-use super::jobs::{self, Accepted};
+use super::jobs;
 use super::{Api, Body, Problem};
 use crate::db_file::WriteError;
 use crate::jobs::Work;
@@ -30,7 +31,7 @@ pub(super) struct ProjectDoc {}
 #[utoipa::path(
     get, path = "/projects", operation_id = "listProjects", tag = "projects",
     responses((status = 200, description = "All projects, in db.yml's order; ETag is that of db.yml", body = [ProjectDoc]),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"))
+        Keyed)
 )]
 pub(super) async fn list(State(api): State<Api>, Extension(caller): Extension<Caller>) -> Result<Response, Problem> {
     let held = api.read_db().await?;
@@ -43,7 +44,7 @@ pub(super) async fn list(State(api): State<Api>, Extension(caller): Extension<Ca
     get, path = "/projects/{project}", operation_id = "getProject", tag = "projects",
     params(("project" = String, Path, description = "The project's name, as db.yml writes it")),
     responses((status = 200, description = "The project; ETag is that of db.yml", body = ProjectDoc),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
+        Keyed,
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn get(
@@ -63,13 +64,9 @@ pub(super) async fn get(
 #[utoipa::path(
     post, path = "/projects", operation_id = "putProject", tag = "projects", request_body = ProjectDoc,
     params(("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses((status = 202, description = "db.yml is written, and a job applies it", body = Accepted),
+    responses(Written,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "Not for this key, or not through the API", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "db.yml cannot be edited safely", body = Problem, content_type = "application/problem+json"),
-        (status = 412, description = "db.yml has changed since", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "db.yml would have faults, which are listed", body = Problem, content_type = "application/problem+json"))
+        (status = 403, description = "Not for this key, or not through the API", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn put(
     State(api): State<Api>,
@@ -89,14 +86,10 @@ pub(super) async fn put(
     request_body(content = Object, description = "A JSON merge patch of the project"),
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses((status = 202, description = "db.yml is written, and a job applies it", body = Accepted),
+    responses(Written,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Not for this key, or not through the API", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "db.yml cannot be edited safely", body = Problem, content_type = "application/problem+json"),
-        (status = 412, description = "db.yml has changed since", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "db.yml would have faults, which are listed", body = Problem, content_type = "application/problem+json"))
+        (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn patch(
     State(api): State<Api>,
@@ -116,13 +109,9 @@ pub(super) async fn patch(
     delete, path = "/projects/{project}", operation_id = "deleteProject", tag = "projects",
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses((status = 202, description = "db.yml is written, and a job applies it", body = Accepted),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
+    responses(Written,
         (status = 403, description = "Not for this key", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "db.yml cannot be edited safely", body = Problem, content_type = "application/problem+json"),
-        (status = 412, description = "db.yml has changed since", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "db.yml would have faults, which are listed", body = Problem, content_type = "application/problem+json"))
+        (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn delete(
     State(api): State<Api>,

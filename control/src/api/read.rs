@@ -8,6 +8,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
+use super::answers::{Changing, Keyed};
 use super::auth::Caller;
 use super::{Api, Problem};
 use crate::status::{CertificateReport, ChangeReport, ReloadReport, StatusReport};
@@ -30,7 +31,7 @@ pub(super) async fn healthz() -> &'static str {
 #[utoipa::path(
     get, path = "/status", operation_id = "getStatus", tag = "status",
     responses((status = 200, description = "The status", body = Object),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"))
+        Keyed)
 )]
 pub(super) async fn status(
     State(api): State<Api>,
@@ -55,8 +56,7 @@ pub(super) async fn status(
 #[utoipa::path(
     post, path = "/reload", operation_id = "reload", tag = "status",
     responses((status = 200, description = "What was added, changed and removed", body = Object),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "The key may only look", body = Problem, content_type = "application/problem+json"),
+        Changing,
         (status = 422, description = "There are faults, which are listed; nothing was changed", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn reload(State(api): State<Api>) -> Result<Json<ReloadReport>, Problem> {
@@ -77,7 +77,7 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
 #[utoipa::path(
     get, path = "/certs", operation_id = "listCertificates", tag = "status",
     responses((status = 200, description = "The certificates", body = [Object]),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"))
+        Keyed)
 )]
 pub(super) async fn certs(State(api): State<Api>) -> Result<Json<Vec<CertificateReport>>, Problem> {
     // With 100,000 hosts this is work; it belongs to no runtime's worker.
@@ -89,7 +89,7 @@ pub(super) async fn certs(State(api): State<Api>) -> Result<Json<Vec<Certificate
 #[utoipa::path(
     get, path = "/receipts", operation_id = "listReceipts", tag = "changes",
     responses((status = 200, description = "The receipts, the newest first, each with its `name`", body = [Object]),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"))
+        Keyed)
 )]
 pub(super) async fn receipts(State(api): State<Api>) -> Result<Json<Vec<Value>>, Problem> {
     let folder = api.root.receipts();
@@ -107,7 +107,7 @@ pub(super) async fn receipts(State(api): State<Api>) -> Result<Json<Vec<Value>>,
     get, path = "/receipts/{name}", operation_id = "getReceipt", tag = "changes",
     params(("name" = String, Path, description = "The receipt's name")),
     responses((status = 200, description = "The receipt", body = Object),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
+        Keyed,
         (status = 404, description = "There is no such receipt", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn one_receipt(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
+use super::answers::{Keyed, Written};
 use super::auth::Caller;
 use super::edits;
-use super::jobs::Accepted;
 use super::projects::{change, tagged};
 use super::{Api, Body, Problem};
 
@@ -30,7 +30,7 @@ pub(super) struct OfProject {
 #[utoipa::path(
     get, path = "/services", operation_id = "listAllServices", tag = "services",
     responses((status = 200, description = "All services; ETag is that of db.yml", body = [ServiceDoc]),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"))
+        Keyed)
 )]
 pub(super) async fn list_all(
     State(api): State<Api>,
@@ -46,7 +46,7 @@ pub(super) async fn list_all(
     get, path = "/projects/{project}/services", operation_id = "listServices", tag = "services",
     params(("project" = String, Path, description = "The project's name, as db.yml writes it")),
     responses((status = 200, description = "Its services; ETag is that of db.yml", body = [ServiceDoc]),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
+        Keyed,
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn list(
@@ -65,7 +65,7 @@ pub(super) async fn list(
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name")),
     responses((status = 200, description = "The service; ETag is that of db.yml", body = ServiceDoc),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
+        Keyed,
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn get(
@@ -86,14 +86,10 @@ pub(super) async fn get(
 #[utoipa::path(
     post, path = "/services", operation_id = "putService", tag = "services", request_body = ServiceDoc,
     params(OfProject, ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses((status = 202, description = "db.yml is written, and a job applies it", body = Accepted),
+    responses(Written,
         (status = 400, description = "The body or the query cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Not for this key, or not through the API", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "db.yml cannot be edited safely", body = Problem, content_type = "application/problem+json"),
-        (status = 412, description = "db.yml has changed since", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "db.yml would have faults, which are listed", body = Problem, content_type = "application/problem+json"))
+        (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn put(
     State(api): State<Api>,
@@ -114,14 +110,10 @@ pub(super) async fn put(
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses((status = 202, description = "db.yml is written, and a job applies it", body = Accepted),
+    responses(Written,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Not for this key, or not through the API", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "db.yml cannot be edited safely", body = Problem, content_type = "application/problem+json"),
-        (status = 412, description = "db.yml has changed since", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "db.yml would have faults, which are listed", body = Problem, content_type = "application/problem+json"))
+        (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn patch(
     State(api): State<Api>,
@@ -140,13 +132,9 @@ pub(super) async fn patch(
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses((status = 202, description = "db.yml is written, and a job applies it", body = Accepted),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
+    responses(Written,
         (status = 403, description = "Not for this key", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "db.yml cannot be edited safely", body = Problem, content_type = "application/problem+json"),
-        (status = 412, description = "db.yml has changed since", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "db.yml would have faults, which are listed", body = Problem, content_type = "application/problem+json"))
+        (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn delete(
     State(api): State<Api>,
@@ -166,7 +154,7 @@ pub(super) async fn delete(
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name")),
     responses((status = 200, description = "Names and values; ETag is that of db.yml", body = Object),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
+        Keyed,
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn get_env(
@@ -191,14 +179,10 @@ pub(super) async fn get_env(
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses((status = 202, description = "db.yml is written, and a job applies it", body = Accepted),
+    responses(Written,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "No key, or a wrong one", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Not for this key", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "db.yml cannot be edited safely", body = Problem, content_type = "application/problem+json"),
-        (status = 412, description = "db.yml has changed since", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "db.yml would have faults, which are listed", body = Problem, content_type = "application/problem+json"))
+        (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn set_env(
     State(api): State<Api>,
