@@ -6,7 +6,7 @@ use super::{Accepted, Problem};
 
 /// Of every operation that needs a key.
 #[derive(IntoResponses)]
-#[allow(dead_code, reason = "described, never made")]
+#[allow(dead_code, clippy::large_enum_variant, reason = "described, never made")]
 pub(super) enum Keyed {
     #[response(status = 401, description = "No key, or a wrong one", content_type = "application/problem+json")]
     NoKey(Problem),
@@ -14,7 +14,7 @@ pub(super) enum Keyed {
 
 /// Of what a key that may only look may not do.
 #[derive(IntoResponses)]
-#[allow(dead_code, reason = "described, never made")]
+#[allow(dead_code, clippy::large_enum_variant, reason = "described, never made")]
 pub(super) enum Changing {
     #[response(status = 401, description = "No key, or a wrong one", content_type = "application/problem+json")]
     NoKey(Problem),
@@ -24,7 +24,7 @@ pub(super) enum Changing {
 
 /// Of what becomes a job.
 #[derive(IntoResponses)]
-#[allow(dead_code, reason = "described, never made")]
+#[allow(dead_code, clippy::large_enum_variant, reason = "described, never made")]
 pub(super) enum Queued {
     #[response(status = 202, description = "Queued; Location is the job")]
     Accepted(Accepted),
@@ -36,7 +36,7 @@ pub(super) enum Queued {
 
 /// Of what writes db.yml.
 #[derive(IntoResponses)]
-#[allow(dead_code, reason = "described, never made")]
+#[allow(dead_code, clippy::large_enum_variant, reason = "described, never made")]
 pub(super) enum Written {
     #[response(status = 202, description = "db.yml is written, and a job applies it")]
     Accepted(Accepted),
