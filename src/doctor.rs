@@ -79,7 +79,7 @@ pub(crate) fn examine(root: &Root, mut sources: Sources) -> Vec<Check> {
         }
     };
     let db = files(root, &mut sources, &mut checks);
-    secrets(&settings, db.as_ref(), &sources, &mut checks);
+    pitfalls(&settings, db.as_ref(), &sources, &mut checks);
     let running = client::status(root).ok();
     permissions(root, &mut checks);
     ports(&settings, running.as_ref(), &mut checks);
@@ -120,7 +120,7 @@ fn files(root: &Root, sources: &mut Sources, checks: &mut Vec<Check>) -> Option<
 }
 
 /// Settings that work, and not as somebody may think.
-fn secrets(settings: &Settings, db: Option<&Db>, sources: &Sources, checks: &mut Vec<Check>) {
+fn pitfalls(settings: &Settings, db: Option<&Db>, sources: &Sources, checks: &mut Vec<Check>) {
     let rules = &settings.api_rules;
     let projects = db.map(|db| db.projects.as_slice()).unwrap_or_default();
     let own = |project: &&Project| project.webhook.as_ref().is_some_and(|webhook| webhook.secret.is_some());

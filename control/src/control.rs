@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::acme::issuer::{self, Ask, AskError, IssuerHandle, UpdateReport, Wishes};
 use crate::db::{Db, Diagnostic};
 use crate::handover::{Elders, Seats};
-use crate::observed::{Engine, Observed};
+use crate::observed::{Engine, Observed, container_of};
 use crate::pen::{Held, Pen};
 use crate::settings::{Root, Settings, Sources};
 use crate::status::{
@@ -341,11 +341,6 @@ impl Snapshot {
                 .len(),
         }
     }
-}
-
-/// The container that an endpoint is, where it is one.
-fn container_of(endpoint: &str) -> Option<&str> {
-    endpoint.split('@').next()
 }
 
 /// The longest that any service lets websockets and passthrough connections go on; never less than an idle connection

@@ -286,23 +286,23 @@ async fn run_lane(inner: Arc<Inner>, lane: queue::LaneName) {
             Some(project) => Some(inner.gates.enter(project).await),
             None => None,
         };
-        let taken = {
+        let (taken, counted) = {
             let mut queue = inner.queue();
             if inner.closed.load(Ordering::Acquire) || inner.paused.load(Ordering::Acquire) {
                 queue.leave(&lane);
                 return;
             }
             let Some(taken) = queue.take(&lane, SystemTime::now()) else { return };
-            if !taken.report.work.replaces_the_process() {
+            let counted = !taken.report.work.replaces_the_process();
+            if counted {
                 inner.running.send_modify(|running| *running += 1);
             }
             inner.say_state(&taken.log, &taken.report);
-            taken
+            (taken, counted)
         };
         inner.store.touch();
         let id = taken.report.id;
         let log = taken.log.clone();
-        let counted = !taken.report.work.replaces_the_process();
         // A task of its own: a panic in it is that job's failure alone.
         let run = tokio::spawn({
             let inner = inner.clone();

@@ -147,6 +147,11 @@ pub struct Container {
     pub restart_count: i64,
 }
 
+/// The container that an endpoint is, by what [`Container::endpoint_id`] has made; any other one is none that there is.
+pub fn container_of(endpoint: &str) -> Option<&str> {
+    endpoint.split('@').next()
+}
+
 impl Container {
     /// Returns its identity as an endpoint: the id and the start, as a restart may change everything else.
     pub fn endpoint_id(&self) -> EndpointId {

@@ -38,6 +38,11 @@ impl Resolved {
         }
     }
 
+    /// Whether all of these have an address.
+    pub fn has_all(&self, hosts: &BTreeSet<Arc<str>>) -> bool {
+        hosts.iter().all(|host| !self.addresses(host).is_empty())
+    }
+
     /// Puts addresses in place of what was known of a name; says whether that changed anything.
     pub fn set(&mut self, name: Arc<str>, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
         let sorted: BTreeSet<IpAddr> = addresses.into_iter().map(|a| a.to_canonical()).collect();

@@ -91,26 +91,22 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        let found = |args: &[&str]| -> Vec<String> {
-            let text = String::from_utf8_lossy(&try_docker(args).stdout).into_owned();
-            text.split_whitespace().map(str::to_owned).collect()
-        };
         // What was run here, what compose made for the project, and what projects whose names begin so have.
         let labels = [self.label(), format!("com.docker.compose.project={}", self.project)];
         let filters = labels.map(|label| format!("label={label}"));
         let name = format!("name={}", self.project);
         for filter in filters.iter().chain([&name]) {
-            for id in found(&["ps", "-aq", "--filter", filter]) {
+            for id in listed(&["ps", "-aq", "--filter", filter]) {
                 try_docker(&["rm", "-fv", &id]);
             }
         }
         // There are only some thirty networks to be had.
-        for id in found(&["network", "ls", "-q", "--filter", &name]) {
+        for id in listed(&["network", "ls", "-q", "--filter", &name]) {
             try_docker(&["network", "rm", &id]);
         }
         for repository in ["itsup-rollback/", "127.0.0.1:1/"] {
             let filter = format!("reference={repository}{}*", self.project);
-            for image in found(&["images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", &filter]) {
+            for image in listed(&["images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", &filter]) {
                 try_docker(&["rmi", &image]);
             }
         }
@@ -130,6 +126,12 @@ pub(crate) fn docker<S: AsRef<str>>(args: &[S]) -> String {
     let output = try_docker(&args);
     assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// The words that a docker command prints; none where it fails.
+pub(super) fn listed(args: &[&str]) -> Vec<String> {
+    let text = String::from_utf8_lossy(&try_docker(args).stdout).into_owned();
+    text.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Runs a docker command.

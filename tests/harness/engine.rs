@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::docker::listed;
 use super::{docker, eventually, run, try_docker};
 
 /// The engine that this process's tests use, where that is not the machine's.
@@ -84,12 +85,11 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        let found = |args: &[&str]| String::from_utf8_lossy(&try_docker(args).stdout).into_owned();
-        for id in found(&["ps", "-aq"]).split_whitespace() {
-            try_docker(&["rm", "-fv", id]);
+        for id in listed(&["ps", "-aq"]) {
+            try_docker(&["rm", "-fv", &id]);
         }
-        for id in found(&["network", "ls", "-q", "--filter", "type=custom"]).split_whitespace() {
-            try_docker(&["network", "rm", id]);
+        for id in listed(&["network", "ls", "-q", "--filter", "type=custom"]) {
+            try_docker(&["network", "rm", &id]);
         }
         self.stop();
         ip(&["link", "delete", BRIDGE]);

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::{
-    self, Child, Docker, Finished, Itsup, PATIENCE, Root, docker, load, testd_image, testd_image_with_health,
+    self, Child, Docker, Finished, Itsup, PATIENCE, Root, Stream, docker, load, testd_image, testd_image_with_health,
 };
 
 /// One service of containers, in versions.
@@ -63,6 +63,24 @@ impl App {
 
     pub(super) fn apply(&self, itsup: &Itsup) -> Finished {
         itsup.cli(&["apply", self.docker.project()])
+    }
+
+    /// The same, under way.
+    pub(super) fn applying(&self) -> Child {
+        Child::start("apply", self.root.command().args(["apply", self.docker.project()]))
+    }
+
+    /// Asks for what takes so long; it is under way when this returns, and its answer is still to be read.
+    pub(super) fn ask_slowly(&self, itsup: &Itsup, ms: u32) -> Stream {
+        let mut slow = harness::tls(itsup.https(), &self.host(), &itsup.ca());
+        harness::send(&mut slow, "GET", &self.host(), &format!("/slow?ms={ms}"), &[], b"");
+        harness::eventually("the request", || {
+            let status = itsup.status();
+            let upstreams = status["upstreams"].as_array()?.iter();
+            let mut endpoints = upstreams.flat_map(|one| one["endpoints"].as_array()).flatten();
+            endpoints.any(|one| one["in_flight"]["requests"] == 1).then_some(())
+        });
+        slow
     }
 
     /// Everything of the project that is there, running or not.

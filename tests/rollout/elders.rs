@@ -1,7 +1,7 @@
 //! A container is not stopped while an older process, after an upgrade, still has something under way on it.
 
 use crate::app::App;
-use crate::harness::{Child, PATIENCE, eventually, read_answer, send, tls};
+use crate::harness::{PATIENCE, eventually, read_answer};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -10,18 +10,11 @@ fn docker_no_container_is_stopped_while_an_older_process_uses_it() {
     let app = App::new("elder");
     let itsup = app.start(&[]);
     let first = app.containers();
-    let mut slow = tls(itsup.https(), &app.host(), &itsup.ca());
-    send(&mut slow, "GET", &app.host(), "/slow?ms=8000", &[], b"");
-    eventually("the request", || {
-        let status = itsup.status();
-        let mut endpoints =
-            status["upstreams"].as_array()?.iter().flat_map(|one| one["endpoints"].as_array()).flatten();
-        endpoints.any(|one| one["in_flight"]["requests"] == 1).then_some(())
-    });
+    let mut slow = app.ask_slowly(&itsup, 8_000);
     let report = itsup.cli(&["--json", "upgrade"]).ok().json();
     let successor = Pid::from_raw(i32::try_from(report["pid"].as_i64().unwrap()).unwrap());
     app.write(2, &[]);
-    let applying = Child::start("apply", app.root.command().args(["apply", app.docker.project()]));
+    let applying = app.applying();
     eventually("the switch", || (app.version(&itsup) == Some(2)).then_some(()));
     let answer = read_answer(&mut slow, "GET");
     assert_eq!((answer.status, answer.json()["version"].as_str()), (200, Some("1")), "by the container that began it");

@@ -1,7 +1,7 @@
 //! The engine goes away in the middle of a rollout and comes back: that is waited out.
 
 use crate::app::{App, Knocking};
-use crate::harness::{Child, Engine, PATIENCE, eventually, testd_image};
+use crate::harness::{Engine, PATIENCE, eventually, testd_image};
 
 #[test]
 fn docker_an_engine_that_restarts_in_the_middle_of_a_rollout_is_waited_out() {
@@ -13,7 +13,7 @@ fn docker_an_engine_that_restarts_in_the_middle_of_a_rollout_is_waited_out() {
     let knocking = Knocking::start(&itsup, &app);
     // Time enough between its start and its readiness.
     app.write(2, &[("TESTD_START_DELAY", "6s")]);
-    let applying = Child::start("apply", app.root.command().args(["apply", app.docker.project()]));
+    let applying = app.applying();
     eventually("the new container", || (app.containers().len() == 2).then_some(()));
     engine.stop();
     eventually("itsup sees that it is gone", || (itsup.status()["docker"]["state"] == "away").then_some(()));

@@ -88,8 +88,7 @@ fn docker_a_version_that_fails_requests_is_taken_back() {
     let before = app.containers();
     // It says that it is ready by listening, and then answers 503 to everything.
     app.write(2, &[("TESTD_READY_DELAY", "1h")]);
-    let mut command = itsup.root().command();
-    let applying = Child::start("apply", command.args(["apply", app.docker.project()]));
+    let applying = app.applying();
     eventually("the switch", || (app.routed(&itsup) != before).then_some(()));
     eventually("the way back", || {
         itsup.get(&app.url());
@@ -128,7 +127,7 @@ fn docker_ctrl_c_stops_watching_and_a_second_one_takes_the_change_back() {
     let apply = |version| {
         let before = app.containers();
         app.write(version, late);
-        let applying = Child::start("apply", app.root.command().args(["apply", app.docker.project()]));
+        let applying = app.applying();
         eventually("a new container", || app.containers().difference(&before).next().map(|_| ()));
         applying.signal(Signal::SIGINT);
         eventually("it says what a second one does", || applying.stderr().contains("Ctrl-C again").then_some(()));

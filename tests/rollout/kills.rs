@@ -1,7 +1,7 @@
 //! itsUP is killed at every step of a change, as `control/src/change/fault.rs` has them; the next start settles by itself.
 
 use crate::app::App;
-use crate::harness::{Child, Itsup, PATIENCE};
+use crate::harness::{Itsup, PATIENCE};
 
 /// The steps of a rollout, and the version that serves in the end.
 const FORTH: [(&str, u32); 11] = [
@@ -28,7 +28,7 @@ fn is_killed_at(app: &App, step: &str, environment: &[(&str, &str)], wanted: u32
     itsup.stop();
     let mut itsup = Itsup::on(&app.root).docker().env("ITSUP_FAULT", step).start();
     app.write(2, environment);
-    let applying = Child::start("apply", app.root.command().args(["apply", app.docker.project()]));
+    let applying = app.applying();
     itsup.wait_exit(PATIENCE);
     let itsup = app.itsup();
     let status = itsup.get(&app.url()).status;

@@ -3,20 +3,13 @@
 use std::time::Duration;
 
 use crate::app::App;
-use crate::harness::{Child, PATIENCE, eventually, read_answer, send, tls};
+use crate::harness::{Child, PATIENCE, read_answer};
 
 #[test]
 fn docker_what_is_removed_finishes_what_it_has_first() {
     let app = App::new("gone");
     let itsup = app.start(&[]);
-    let mut slow = tls(itsup.https(), &app.host(), &itsup.ca());
-    send(&mut slow, "GET", &app.host(), "/slow?ms=4000", &[], b"");
-    let in_flight = || {
-        let status = itsup.status();
-        let endpoints = status["upstreams"].as_array().unwrap().iter().flat_map(|one| one["endpoints"].as_array());
-        endpoints.flatten().any(|one| one["in_flight"]["requests"] == 1)
-    };
-    eventually("the request", || in_flight().then_some(()));
+    let mut slow = app.ask_slowly(&itsup, 4_000);
     app.root.write("db.yml", "projects: []\n");
     let pruning = Child::start("apply --prune", app.root.command().args(["apply", "--prune"]));
     let answer = read_answer(&mut slow, "GET");

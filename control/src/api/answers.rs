@@ -4,35 +4,23 @@ use utoipa::IntoResponses;
 
 use super::{Accepted, Problem};
 
-/// Of every operation that needs a key.
+/// Of what becomes a job.
 #[derive(IntoResponses)]
-#[allow(dead_code, clippy::large_enum_variant, reason = "described, never made")]
-pub(super) enum Keyed {
-    #[response(status = 401, description = "No key, or a wrong one", content_type = "application/problem+json")]
-    NoKey(Problem),
-}
+#[response(status = 202, description = "Queued; Location is the job")]
+#[allow(dead_code, reason = "described, never made")]
+pub(super) struct Queued(Accepted);
+
+/// Of what needs a key.
+#[derive(IntoResponses)]
+#[response(status = 401, description = "No key, or a wrong one", content_type = "application/problem+json")]
+#[allow(dead_code, reason = "described, never made")]
+pub(super) struct Keyed(Problem);
 
 /// Of what a key that may only look may not do.
 #[derive(IntoResponses)]
-#[allow(dead_code, clippy::large_enum_variant, reason = "described, never made")]
-pub(super) enum Changing {
-    #[response(status = 401, description = "No key, or a wrong one", content_type = "application/problem+json")]
-    NoKey(Problem),
-    #[response(status = 403, description = "The key may only look", content_type = "application/problem+json")]
-    ReadOnly(Problem),
-}
-
-/// Of what becomes a job.
-#[derive(IntoResponses)]
-#[allow(dead_code, clippy::large_enum_variant, reason = "described, never made")]
-pub(super) enum Queued {
-    #[response(status = 202, description = "Queued; Location is the job")]
-    Accepted(Accepted),
-    #[response(status = 401, description = "No key, or a wrong one", content_type = "application/problem+json")]
-    NoKey(Problem),
-    #[response(status = 403, description = "The key may only look", content_type = "application/problem+json")]
-    ReadOnly(Problem),
-}
+#[response(status = 403, description = "The key may only look", content_type = "application/problem+json")]
+#[allow(dead_code, reason = "described, never made")]
+pub(super) struct Changing(Problem);
 
 /// Of what writes db.yml.
 #[derive(IntoResponses)]
@@ -40,8 +28,6 @@ pub(super) enum Queued {
 pub(super) enum Written {
     #[response(status = 202, description = "db.yml is written, and a job applies it")]
     Accepted(Accepted),
-    #[response(status = 401, description = "No key, or a wrong one", content_type = "application/problem+json")]
-    NoKey(Problem),
     #[response(status = 409, description = "db.yml cannot be edited safely", content_type = "application/problem+json")]
     NotSafe(Problem),
     #[response(status = 412, description = "db.yml has changed since", content_type = "application/problem+json")]

@@ -74,7 +74,7 @@ pub(super) struct CancelQuery {
 /// Of one project, or of all: new services start, changed ones roll over or are recreated, unchanged ones are not touched.
 #[utoipa::path(
     post, path = "/apply", operation_id = "apply", tag = "changes", request_body = ApplyRequest,
-    responses(Queued,
+    responses(Queued, Keyed, Changing,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The body is not what it should be", body = Problem, content_type = "application/problem+json"))
@@ -94,7 +94,7 @@ pub(super) async fn apply(
 /// Roll a project or one service over to its image and config of now, without losing a request.
 #[utoipa::path(
     post, path = "/rollout", operation_id = "rollout", tag = "changes", request_body = ServiceRequest,
-    responses(Queued,
+    responses(Queued, Keyed, Changing,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The body is not what it should be", body = Problem, content_type = "application/problem+json"))
@@ -110,7 +110,7 @@ pub(super) async fn rollout(
 /// Go back to the previous image and config, and stay there until db.yml changes or `unpin`.
 #[utoipa::path(
     post, path = "/rollback", operation_id = "rollback", tag = "changes", request_body = ServiceRequest,
-    responses(Queued,
+    responses(Queued, Keyed, Changing,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The body is not what it should be", body = Problem, content_type = "application/problem+json"))
@@ -129,7 +129,7 @@ pub(super) async fn rollback(
 /// Roll a project or one service over (the old tool's way to ask).
 #[utoipa::path(
     get, path = "/update-upstream", operation_id = "updateUpstream", tag = "changes", params(ServiceQuery),
-    responses(Queued,
+    responses(Queued, Keyed, Changing,
         (status = 400, description = "The query cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
@@ -145,7 +145,7 @@ pub(super) async fn update_by_query(
 #[utoipa::path(
     get, path = "/update-upstream/{project}", operation_id = "updateUpstreamProject", tag = "changes",
     params(("project" = String, Path, description = "The project's name, as db.yml writes it")),
-    responses(Queued,
+    responses(Queued, Keyed, Changing,
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn update_project(
@@ -161,7 +161,7 @@ pub(super) async fn update_project(
     get, path = "/update-upstream/{project}/{service}", operation_id = "updateUpstreamService", tag = "changes",
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name")),
-    responses(Queued,
+    responses(Queued, Keyed, Changing,
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn update_service(
@@ -229,7 +229,7 @@ pub(super) async fn get(
     post, path = "/jobs/{id}/cancel", operation_id = "cancelJob", tag = "jobs",
     params(("id" = u64, Path, description = "The job's number"), CancelQuery),
     responses((status = 200, description = "The job; one that runs ends when it can", body = JobReport),
-        Changing,
+        Keyed, Changing,
         (status = 400, description = "The number is none", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "It has ended, or others have asked for the same", body = Problem, content_type = "application/problem+json"))

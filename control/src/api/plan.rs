@@ -64,25 +64,13 @@ pub(super) async fn plan(
     let Some(settings) = settings else {
         return Err(Problem::new(StatusCode::CONFLICT, "containers are switched off").hint("set ITSUP_DOCKER to on"));
     };
-    let engine = EngineClient::new(settings.docker_host.as_deref()).map_err(|error| not_made(&error.into()))?;
+    let engine = EngineClient::new(settings.docker_host.as_deref()).map_err(ApplyError::from)?;
     let request = Request { project: project.map(Into::into), prune, force, ..Request::default() };
-    let found = apply::look(&api.root, &engine, &db, &pins).await.map_err(|error| not_made(&error))?;
+    let found = apply::look(&api.root, &engine, &db, &pins).await?;
     let mut plan = apply::plan_for(&db, &found, &pins, &request, serving.as_ref());
     plan.judge(&db, &live);
     if !caller.sees_secrets() {
         plan.mask();
     }
     Ok(Json(plan.shown()))
-}
-
-fn not_made(error: &ApplyError) -> Problem {
-    let status = match error {
-        ApplyError::Engine(_) => StatusCode::SERVICE_UNAVAILABLE,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    let problem = Problem::new(status, error.to_string());
-    match error.hint() {
-        Some(hint) => problem.hint(hint),
-        None => problem,
-    }
 }

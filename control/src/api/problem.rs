@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::apply::ApplyError;
 use crate::control::{Refused, ReloadError, ShuttingDown};
 use crate::db::Diagnostic;
 use crate::db_file::WriteError;
@@ -94,6 +95,16 @@ impl From<JobError> for Problem {
         };
         let problem = Problem::new(status, error.to_string());
         if let JobError::Shared(_) = error { problem.hint("cancel it with force=true all the same") } else { problem }
+    }
+}
+
+impl From<ApplyError> for Problem {
+    fn from(error: ApplyError) -> Problem {
+        let status = match error {
+            ApplyError::Engine(_) => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Problem { hint: error.hint().map(str::to_owned), ..Problem::new(status, error.to_string()) }
     }
 }
 

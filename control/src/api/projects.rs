@@ -64,7 +64,7 @@ pub(super) async fn get(
 #[utoipa::path(
     post, path = "/projects", operation_id = "putProject", tag = "projects", request_body = ProjectDoc,
     params(("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses(Written,
+    responses(Written, Keyed,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Not for this key, or not through the API", body = Problem, content_type = "application/problem+json"))
 )]
@@ -86,7 +86,7 @@ pub(super) async fn put(
     request_body(content = Object, description = "A JSON merge patch of the project"),
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses(Written,
+    responses(Written, Keyed,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Not for this key, or not through the API", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
@@ -109,7 +109,7 @@ pub(super) async fn patch(
     delete, path = "/projects/{project}", operation_id = "deleteProject", tag = "projects",
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses(Written,
+    responses(Written, Keyed,
         (status = 403, description = "Not for this key", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
 )]

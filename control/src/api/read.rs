@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::answers::{Changing, Keyed};
 use super::auth::Caller;
 use super::{Api, Problem};
+use crate::change::receipt_names;
 use crate::status::{CertificateReport, ChangeReport, ReloadReport, StatusReport};
 use crate::versions;
 
@@ -56,7 +57,7 @@ pub(super) async fn status(
 #[utoipa::path(
     post, path = "/reload", operation_id = "reload", tag = "status",
     responses((status = 200, description = "What was added, changed and removed", body = Object),
-        Changing,
+        Keyed, Changing,
         (status = 422, description = "There are faults, which are listed; nothing was changed", body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn reload(State(api): State<Api>) -> Result<Json<ReloadReport>, Problem> {
@@ -94,8 +95,7 @@ pub(super) async fn certs(State(api): State<Api>) -> Result<Json<Vec<Certificate
 pub(super) async fn receipts(State(api): State<Api>) -> Result<Json<Vec<Value>>, Problem> {
     let folder = api.root.receipts();
     let read = tokio::task::spawn_blocking(move || {
-        let mut names = names(&folder);
-        names.sort_unstable_by(|a, b| b.cmp(a));
+        let names = receipt_names(&api.root);
         let found = names.iter().take(RECEIPTS).filter_map(|name| receipt(&folder, name));
         found.collect::<Vec<Value>>()
     });
@@ -114,16 +114,11 @@ pub(super) async fn one_receipt(State(api): State<Api>, Path(name): Path<String>
     let folder = api.root.receipts();
     let wanted = name.clone();
     // Only what the folder lists: no name leads out of it.
-    let read =
-        tokio::task::spawn_blocking(move || names(&folder).contains(&wanted).then(|| receipt(&folder, &wanted))?);
+    let read = tokio::task::spawn_blocking(move || {
+        receipt_names(&api.root).contains(&wanted).then(|| receipt(&folder, &wanted))?
+    });
     let found = read.await.map_err(|_| Problem::internal("the receipt could not be read"))?;
     found.map(Json).ok_or_else(|| Problem::not_found(format!("there is no receipt {name:?}")))
-}
-
-/// Names of receipts, without `.json`; none where there is no folder yet.
-fn names(folder: &FilePath) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json").map(str::to_owned)).collect()
 }
 
 fn receipt(folder: &FilePath, name: &str) -> Option<Value> {

@@ -86,7 +86,7 @@ pub(super) async fn get(
 #[utoipa::path(
     post, path = "/services", operation_id = "putService", tag = "services", request_body = ServiceDoc,
     params(OfProject, ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses(Written,
+    responses(Written, Keyed,
         (status = 400, description = "The body or the query cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Not for this key, or not through the API", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project", body = Problem, content_type = "application/problem+json"))
@@ -110,7 +110,7 @@ pub(super) async fn put(
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses(Written,
+    responses(Written, Keyed,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Not for this key, or not through the API", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
@@ -132,7 +132,7 @@ pub(super) async fn patch(
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses(Written,
+    responses(Written, Keyed,
         (status = 403, description = "Not for this key", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))
 )]
@@ -179,7 +179,7 @@ pub(super) async fn get_env(
     params(("project" = String, Path, description = "The project's name, as db.yml writes it"),
         ("service" = String, Path, description = "The service's name"),
         ("If-Match" = Option<String>, Header, description = "The ETag of db.yml as it was read")),
-    responses(Written,
+    responses(Written, Keyed,
         (status = 400, description = "The body cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Not for this key", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such project or service", body = Problem, content_type = "application/problem+json"))

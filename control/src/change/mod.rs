@@ -31,7 +31,7 @@ use crate::observed::{ContainerId, NETWORK, Observed};
 use crate::rollout::{Failure, Ids, Terms};
 use crate::settings::Root;
 
-pub use receipt::{Counts, Receipt, Result as ReceiptResult, Side, Times, restarts};
+pub use receipt::{Counts, Receipt, Result as ReceiptResult, Side, Times, names as receipt_names, restarts};
 
 /// What a rollout holds to where db.yml says nothing.
 const TIMEOUT: Duration = Duration::from_secs(60);

@@ -156,15 +156,21 @@ impl Receipt {
     }
 }
 
+/// The names of all receipts, the newest first; none where there is no folder yet.
+pub fn names(root: &Root) -> Vec<String> {
+    let entries = std::fs::read_dir(root.receipts()).into_iter().flatten().flatten();
+    let name = |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".json").map(str::to_owned);
+    let mut names: Vec<String> = entries.filter_map(name).collect();
+    names.sort_unstable_by(|one, other| other.cmp(one));
+    names
+}
+
 /// How long each service was away when it was last made anew in its place.
 pub fn restarts(root: &Root) -> BTreeMap<ServiceKey, Duration> {
     let folder = root.receipts();
-    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort_unstable_by(|one, other| other.cmp(one));
     let mut restarts = BTreeMap::new();
-    for name in names.iter().filter(|name| name.ends_with(".json")) {
-        let read = std::fs::read(folder.join(name)).ok();
+    for name in names(root) {
+        let read = std::fs::read(folder.join(format!("{name}.json"))).ok();
         let Some(receipt) = read.and_then(|bytes| serde_json::from_slice::<Receipt>(&bytes).ok()) else { continue };
         if receipt.in_place && receipt.result == Result::Done {
             let Times { start, ready, switch, .. } = receipt.seconds;

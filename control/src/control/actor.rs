@@ -262,7 +262,7 @@ impl Actor {
     /// Waits a while for the addresses of names that nobody has asked for before.
     async fn wait_for_addresses(&self, names: &BTreeSet<Arc<str>>) {
         let mut resolved = self.resolved.clone();
-        let all = resolved.wait_for(|resolved| names.iter().all(|name| !resolved.addresses(name).is_empty()));
+        let all = resolved.wait_for(|resolved| resolved.has_all(names));
         // A name without an address answers 503 until it has one.
         let _ = tokio::time::timeout(FIRST_WORD, all).await;
     }
@@ -271,7 +271,7 @@ impl Actor {
     async fn wait_and_serve(&mut self, names: &BTreeSet<Arc<str>>) {
         let limit = tokio::time::sleep(FIRST_WORD);
         tokio::pin!(limit);
-        while names.iter().any(|name| self.resolved.borrow().addresses(name).is_empty()) {
+        while !self.resolved.borrow().has_all(names) {
             tokio::select! {
                 () = &mut limit => return,
                 Ok(()) = self.resolved.changed() => {}

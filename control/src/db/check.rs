@@ -316,14 +316,6 @@ impl<'a> Project<'a> {
         }
     }
 
-    fn fixed_addresses(&mut self, block: NodeId) {
-        for (node, key) in addresses(self.tree, block) {
-            let message =
-                format!("`{key}` cannot stand on a service that is rolled over: two containers cannot have the same");
-            self.error(node, message).hint = Some("remove it, or set `rollout: {strategy: recreate}`".to_owned());
-        }
-    }
-
     /// A service that is rolled over runs twice for a while, which some of compose's keys do not bear.
     fn rolled(&mut self, service: Service<'_>) {
         let tree = self.tree;
@@ -334,16 +326,19 @@ impl<'a> Project<'a> {
         }
         let blocks = ["compose", "additional_properties"].map(|key| tree.field(service.node, key));
         for block in blocks.into_iter().flatten() {
-            self.fixed_addresses(block);
-            for (key, why) in [
+            let keys = [
                 ("container_name", "two containers cannot have the same name"),
                 ("ports", "two containers cannot have the same host port"),
                 ("network_mode", "its containers could not be reached by their own addresses"),
-            ] {
-                if let (Some(_), Some(node)) = (tree.field(block, key), tree.key(block, key)) {
-                    self.error(node, format!("`{key}` cannot stand on a service that is rolled over: {why}")).hint =
-                        Some("remove it, or set `rollout: {strategy: recreate}`".to_owned());
-                }
+            ];
+            let keys = keys
+                .into_iter()
+                .filter_map(|(key, why)| Some((tree.field(block, key).and(tree.key(block, key))?, key, why)));
+            let addresses = addresses(tree, block).into_iter();
+            let addresses = addresses.map(|(node, key)| (node, key, "two containers cannot have the same"));
+            for (node, key, why) in keys.chain(addresses) {
+                self.error(node, format!("`{key}` cannot stand on a service that is rolled over: {why}")).hint =
+                    Some("remove it, or set `rollout: {strategy: recreate}`".to_owned());
             }
         }
         let blocks = blocks.into_iter().flatten().chain([service.node]);

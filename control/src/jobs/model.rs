@@ -74,9 +74,7 @@ impl Work {
             }
         }
     }
-}
 
-impl Work {
     /// Reports whether it ends with another process in this one's place: that one waits for whatever else runs.
     pub(super) fn replaces_the_process(&self) -> bool {
         matches!(self, Work::SelfUpdate { .. })
