@@ -5,13 +5,17 @@
 //! it announces is done, so that after a crash the stage alone says which way to finish: [`Rollout::resume`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::observed::{Container, ContainerId, Health};
 
+pub use failure::Failure;
+pub use tally::{Tally, clearly_worse};
+
+mod failure;
+mod tally;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -101,91 +105,6 @@ pub enum Ended {
     Done,
     /// The old ones serve, as before.
     Undone(Failure),
-}
-
-/// Why a rollout was undone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Compose could not make the containers.
-    NotStarted(String),
-    /// It made fewer than it was asked for.
-    TooFew { made: usize, wanted: usize },
-    /// A new container ended, or was restarted.
-    Crashed { container: ContainerId, exit_code: Option<i64>, serving: bool },
-    /// They were not ready in time.
-    NotReady { container: Option<ContainerId>, missing: String, after: Duration },
-    /// They could not be routed.
-    NotPublished(String),
-    /// They failed where the old ones did not.
-    Worse { old: Tally, new: Tally },
-    /// It was cancelled.
-    Cancelled,
-    /// itsUP ended in the middle of it.
-    Interrupted,
-}
-
-impl Failure {
-    /// The container whose log tells more.
-    pub fn culprit(&self) -> Option<&ContainerId> {
-        match self {
-            Failure::Crashed { container, .. } => Some(container),
-            Failure::NotReady { container, .. } => container.as_ref(),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Failure::NotStarted(why) => write!(f, "the new containers could not be started: {why}"),
-            Failure::TooFew { made, wanted } => write!(f, "compose made {made} of {wanted} containers"),
-            Failure::Crashed { container, exit_code, serving } => {
-                write!(f, "the new container {} ended", container.short())?;
-                if let Some(code) = exit_code {
-                    write!(f, " with exit code {code}")?;
-                }
-                f.write_str(if *serving { " while it was watched" } else { " before it was ready" })
-            }
-            Failure::NotReady { container: Some(container), missing, after } => {
-                write!(f, "the new container {} was not ready within {after:?}: {missing}", container.short())
-            }
-            Failure::NotReady { container: None, missing, after } => {
-                write!(f, "not ready within {after:?}: {missing}")
-            }
-            Failure::NotPublished(why) => write!(f, "the new containers could not be routed: {why}"),
-            Failure::Worse { old, new } => write!(
-                f,
-                "the new containers failed {} of {} requests, where the old ones had failed {} of {}",
-                new.failed, new.served, old.failed, old.served
-            ),
-            Failure::Cancelled => f.write_str("it was cancelled"),
-            Failure::Interrupted => f.write_str("itsup ended in the middle of it"),
-        }
-    }
-}
-
-/// Requests that endpoints were given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tally {
-    /// All of them.
-    pub served: u64,
-    /// Those answered 5xx, and connections that could not be made.
-    pub failed: u64,
-}
-
-impl Tally {
-    fn rate(self) -> f64 {
-        // Precise enough: these are requests of seconds or days.
-        if self.served == 0 { 0.0 } else { self.failed.min(self.served) as f64 / self.served as f64 }
-    }
-}
-
-/// Whether the new ones fail clearly more often than the old ones did: a handful of failures at least, and a rate that is
-/// more than twice the old one and five percent besides.
-pub fn clearly_worse(old: Tally, new: Tally) -> bool {
-    const HANDFUL: u64 = 5;
-    new.failed >= HANDFUL && new.rate() > 2.0 * old.rate() + 0.05
 }
 
 /// A rollout under way.
