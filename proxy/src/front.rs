@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 use crate::conn::{Conn, Ends};
-use crate::dial::dial;
+use crate::dial::{Caller, dial};
 use crate::ending::{Listed, Way};
 use crate::endpoint::Class;
 use crate::hello::{self, HelloReader};
@@ -181,9 +181,8 @@ fn passing(live: &Live, sni: &str) -> Option<Arc<LiveUpstream>> {
 }
 
 async fn pass(worker: Arc<Worker>, mut tcp: TcpStream, opening: Opening, idle: Duration, seat: Seat) {
-    let Ok(local) = tcp.local_addr() else { return };
-    let ends = (opening.client, local);
-    let mut dialed = match dial(&worker, |live| passing(live, &opening.sni), ends, tcp.as_raw_fd()).await {
+    let caller = Caller { address: opening.client, tcp: &tcp };
+    let mut dialed = match dial(&worker, |live| passing(live, &opening.sni), caller, &opening.buffered).await {
         Ok(dialed) => dialed,
         Err(error) => {
             worker.count().add(|c| &c.pass_failed);
@@ -191,10 +190,6 @@ async fn pass(worker: Arc<Worker>, mut tcp: TcpStream, opening: Opening, idle: D
             return refuse(tcp, INTERNAL_ERROR).await;
         }
     };
-    if dialed.tcp.write_all(&opening.buffered).await.is_err() {
-        worker.count().add(|c| &c.pass_failed);
-        return;
-    }
     let replayed = opening.buffered.len() as u64;
     drop(opening);
     let told = Arc::new(Notify::new());

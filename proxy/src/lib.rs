@@ -2,6 +2,7 @@
 //!
 //! It knows no YAML, no Docker and no project. Others build a [`RouteTable`] and publish it.
 
+mod acceptor;
 pub mod access;
 mod access_log;
 pub mod certs;

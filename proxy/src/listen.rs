@@ -8,6 +8,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use crate::acceptor::Acceptor;
+
 const BACKLOG: i32 = 4096;
 
 /// A listener could not be opened.
@@ -46,11 +48,13 @@ pub(crate) struct Door {
 
 impl Door {
     /// Begins to accept; call it within the data thread's runtime.
-    pub(crate) fn open(self) -> io::Result<tokio::net::TcpListener> {
+    pub(crate) fn open(self) -> io::Result<Acceptor> {
         if !self.listening {
             SockRef::from(&self.socket).listen(BACKLOG)?;
         }
-        tokio::net::TcpListener::from_std(self.socket)
+        // Linux hands it down to what is accepted (tcp(7)): one system call fewer for each connection.
+        SockRef::from(&self.socket).set_tcp_nodelay(true)?;
+        Acceptor::new(self.socket)
     }
 }
 

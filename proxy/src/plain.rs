@@ -3,7 +3,6 @@
 //! Small enough to do without the HTTP engine: no request here has an upstream, but for the challenges of passthrough hosts.
 
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::access_log::{Record, shown};
-use crate::dial::dial;
+use crate::dial::{Caller, dial};
 use crate::front::read_proxy_header;
 use crate::head::{Framing, Head, HeadReader, Progress, Reject};
 use crate::live::{Entry, Live, LiveUpstream};
@@ -192,9 +191,6 @@ fn challenged(live: &Live, host: &str) -> Option<Arc<LiveUpstream>> {
 
 /// Asks the passthrough host and hands its answer on as it is; returns the bytes that it had.
 async fn forward(worker: &Worker, tcp: &mut TcpStream, asked: &Asked<'_>, client: SocketAddr) -> Option<u64> {
-    let local = tcp.local_addr().ok()?;
-    let ends = (client, local);
-    let mut dialed = dial(worker, |live| challenged(live, asked.host), ends, tcp.as_raw_fd()).await.ok()?;
     let request = format!(
         "{} {} HTTP/1.1\r\nHost: {}\r\nX-Forwarded-For: {}\r\nX-Forwarded-Proto: http\r\nUser-Agent: itsUP\r\n\
          Accept: */*\r\nConnection: close\r\n\r\n",
@@ -203,7 +199,8 @@ async fn forward(worker: &Worker, tcp: &mut TcpStream, asked: &Asked<'_>, client
         asked.host,
         client.ip(),
     );
-    dialed.tcp.write_all(request.as_bytes()).await.ok()?;
+    let caller = Caller { address: client, tcp };
+    let mut dialed = dial(worker, |live| challenged(live, asked.host), caller, request.as_bytes()).await.ok()?;
     let mut answer = (&mut dialed.tcp).take(CHALLENGE_BYTES);
     // Nothing has been written to the client before the first byte is here, so that a dead endpoint is a 502.
     let mut first = BytesMut::with_capacity(4 * 1024);

@@ -9,7 +9,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -78,12 +78,13 @@ pub(crate) async fn relay(
 ) -> Passed {
     let activity = Activity { since: Instant::now(), last: AtomicU64::new(0) };
     let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+    let half_closed = AtomicBool::new(false);
     let (from_client, to_client) = client.split();
     let (from_endpoint, to_endpoint) = endpoint.split();
     let both = async {
         tokio::try_join!(
-            one_way(from_client, to_endpoint.as_ref(), &activity, &up),
-            one_way(from_endpoint, to_client.as_ref(), &activity, &down),
+            one_way(from_client, to_endpoint.as_ref(), &activity, &up, &half_closed),
+            one_way(from_endpoint, to_client.as_ref(), &activity, &down, &half_closed),
         )
     };
     let error = tokio::select! {
@@ -94,7 +95,13 @@ pub(crate) async fn relay(
     Passed { to_endpoint: up.into_inner(), to_client: down.into_inner(), error }
 }
 
-async fn one_way(mut from: ReadHalf<'_>, to: &TcpStream, activity: &Activity, count: &AtomicU64) -> io::Result<()> {
+async fn one_way(
+    mut from: ReadHalf<'_>,
+    to: &TcpStream,
+    activity: &Activity,
+    count: &AtomicU64,
+    half_closed: &AtomicBool,
+) -> io::Result<()> {
     let mut full_reads = 0;
     loop {
         match poll_fn(|cx| poll_copy(cx, &mut from, to)).await? {
@@ -115,6 +122,10 @@ async fn one_way(mut from: ReadHalf<'_>, to: &TcpStream, activity: &Activity, co
                 break;
             }
         }
+    }
+    if half_closed.swap(true, Relaxed) {
+        // Both have ended: closing the connections says the rest.
+        return Ok(());
     }
     match socket2::SockRef::from(to).shutdown(Shutdown::Write) {
         // The other side has gone already: nothing is lost by that.

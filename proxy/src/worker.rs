@@ -12,10 +12,11 @@ use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::acceptor::Acceptor;
 use crate::access_log::FLUSH_EVERY;
 use crate::config::Limits;
 use crate::ending::{self, Orders};
@@ -133,7 +134,10 @@ async fn run_errands(worker: Arc<Worker>, mut inbox: mpsc::UnboundedReceiver<Err
     while let Some(errand) = inbox.recv().await {
         match errand {
             Errand::Serve(tcp, peer, kind) => match TcpStream::from_std(tcp) {
-                Ok(tcp) => accepted(&worker, tcp, peer, kind),
+                Ok(tcp) => {
+                    let _ = tcp.set_nodelay(true);
+                    accepted(&worker, tcp, peer, kind);
+                }
                 Err(error) => tracing::warn!(%error, "a connection could not be served"),
             },
             Errand::Ping(alive) => {
@@ -222,7 +226,7 @@ pub(crate) enum Kind {
     Tls,
 }
 
-async fn accept_all(worker: &Arc<Worker>, listener: &TcpListener, kind: Kind) {
+async fn accept_all(worker: &Arc<Worker>, listener: &Acceptor, kind: Kind) {
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => accepted(worker, tcp, peer, kind),
@@ -256,7 +260,6 @@ fn accepted(worker: &Arc<Worker>, tcp: TcpStream, peer: SocketAddr, kind: Kind) 
         return;
     }
     drop(live);
-    let _ = tcp.set_nodelay(true);
     let seat = Seat::take(&worker.shared, place);
     match kind {
         Kind::Plain => drop(tokio::spawn(plain::serve(worker.clone(), tcp, peer, seat))),
