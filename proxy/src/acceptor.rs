@@ -60,7 +60,7 @@ fn is_waiting(socket: &TcpListener) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::collections::BTreeSet;
     use std::time::Duration;
 
     use super::*;
@@ -76,7 +76,7 @@ mod tests {
     async fn every_connection_is_accepted_once_however_they_come() {
         let (socket, address) = listening();
         let twin = Acceptor::new(socket.try_clone().expect("clone")).expect("acceptor");
-        let acceptors = [Arc::new(Acceptor::new(socket).expect("acceptor")), Arc::new(twin)];
+        let acceptors = [Acceptor::new(socket).expect("acceptor"), twin];
         let (sender, mut accepted) = tokio::sync::mpsc::unbounded_channel();
         for acceptor in acceptors {
             let sender = sender.clone();
@@ -86,7 +86,7 @@ mod tests {
                 }
             });
         }
-        let mut expected = std::collections::BTreeSet::new();
+        let mut expected = BTreeSet::new();
         // One at a time, then many at once.
         for batch in [1, 1, 1, 40, 1, 200] {
             let mut clients = Vec::new();
