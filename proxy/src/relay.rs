@@ -1,31 +1,29 @@
 //! Bytes both ways between a client and an endpoint, untouched, half-close kept.
 //!
 //! Small traffic is copied through a buffer that the data thread owns, so that an idle connection holds no memory. Bulk
-//! goes from socket to socket inside the kernel (splice).
+//! goes from socket to socket inside the kernel.
+
+mod bulk;
+mod low_water;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
-use tokio::io::{AsyncRead, Interest, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
+
+use bulk::splice_bulk;
 
 const SCRATCH: usize = 64 * 1024;
 /// This many full reads in a row are bulk.
 const BULK_READS: u32 = 2;
-/// This many small splices in a row are no longer bulk.
-const SMALL_SPLICES: u32 = 16;
-const SMALL: usize = 4 * 1024;
-const PIPE: usize = 512 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
@@ -69,6 +67,19 @@ impl Activity {
     }
 }
 
+/// How far one way has come.
+struct Progress<'a> {
+    activity: &'a Activity,
+    bytes: &'a AtomicU64,
+}
+
+impl Progress<'_> {
+    fn moved(&self, bytes: usize) {
+        self.activity.touch();
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+}
+
 /// Relays until both sides have closed, one has failed, nothing has moved for `idle`, or it is `told` to stop.
 pub(crate) async fn relay(
     client: &mut TcpStream,
@@ -83,8 +94,8 @@ pub(crate) async fn relay(
     let (from_endpoint, to_endpoint) = endpoint.split();
     let both = async {
         tokio::try_join!(
-            one_way(from_client, to_endpoint.as_ref(), &activity, &up, &half_closed),
-            one_way(from_endpoint, to_client.as_ref(), &activity, &down, &half_closed),
+            one_way(from_client, to_endpoint.as_ref(), Progress { activity: &activity, bytes: &up }, &half_closed),
+            one_way(from_endpoint, to_client.as_ref(), Progress { activity: &activity, bytes: &down }, &half_closed),
         )
     };
     let error = tokio::select! {
@@ -98,8 +109,7 @@ pub(crate) async fn relay(
 async fn one_way(
     mut from: ReadHalf<'_>,
     to: &TcpStream,
-    activity: &Activity,
-    count: &AtomicU64,
+    progress: Progress<'_>,
     half_closed: &AtomicBool,
 ) -> io::Result<()> {
     let mut full_reads = 0;
@@ -107,18 +117,17 @@ async fn one_way(
         match poll_fn(|cx| poll_copy(cx, &mut from, to)).await? {
             Step::End => break,
             Step::Moved { read, rest } => {
-                activity.touch();
                 if let Some(rest) = rest {
+                    progress.activity.touch();
                     write_all(to, &rest).await?;
-                    activity.touch();
                 }
-                count.fetch_add(read as u64, Relaxed);
+                progress.moved(read);
                 full_reads = if read == SCRATCH { full_reads + 1 } else { 0 };
             }
         }
         if full_reads >= BULK_READS {
             full_reads = 0;
-            if splice_bulk(from.as_ref(), to, activity, count).await? {
+            if splice_bulk(from.as_ref(), to, &progress).await? {
                 break;
             }
         }
@@ -172,55 +181,6 @@ async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves bulk through a kernel pipe; true at the end of the stream, false when the traffic is small again.
-async fn splice_bulk(from: &TcpStream, to: &TcpStream, activity: &Activity, count: &AtomicU64) -> io::Result<bool> {
-    let Ok((out, into)) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC) else {
-        // Out of file descriptors: copying needs none.
-        return Ok(false);
-    };
-    // A larger pipe is fewer system calls; the default will do where the user's limit says no.
-    let _ = fcntl_setpipe_size(&into, PIPE);
-    let mut small = 0;
-    while small < SMALL_SPLICES {
-        from.readable().await?;
-        let moved = match from.try_io(Interest::READABLE, || splice_some(from, &into, PIPE)) {
-            Ok(0) => return Ok(true),
-            Ok(moved) => moved,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error),
-        };
-        drain_pipe(&out, to, moved).await?;
-        // What comes in meanwhile goes with the next call: fewer, larger ones.
-        tokio::task::yield_now().await;
-        activity.touch();
-        count.fetch_add(moved as u64, Relaxed);
-        small = if moved < SMALL { small + 1 } else { 0 };
-    }
-    Ok(false)
-}
-
-async fn drain_pipe(out: &OwnedFd, to: &TcpStream, mut left: usize) -> io::Result<()> {
-    while left > 0 {
-        to.writable().await?;
-        match to.try_io(Interest::WRITABLE, || splice_some(out, to, left)) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(moved) => left -= moved,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn splice_some(from: &impl std::os::fd::AsFd, to: &impl std::os::fd::AsFd, most: usize) -> io::Result<usize> {
-    loop {
-        match splice(from, None, to, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
-            Err(Errno::INTR) => {}
-            other => return other.map_err(io::Error::from),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
@@ -264,6 +224,29 @@ mod tests {
         let passed = relayed.await.expect("relay");
         assert_eq!((passed.to_endpoint, passed.to_client), (8 * 1024 * 1024 + 7, 3_000_001));
         assert!(passed.error.is_none());
+    }
+
+    /// Bulk rests with a low-water mark far above these: what stays below it must come all the same, and without an end.
+    #[tokio::test]
+    async fn the_last_bytes_of_a_bulk_and_the_messages_after_it_are_not_held_back() {
+        let (mut client, mut proxy_in) = pair().await;
+        let (mut proxy_out, mut server) = pair().await;
+        tokio::spawn(async move { relay(&mut proxy_in, &mut proxy_out, Duration::from_secs(60), pending()).await });
+        let echoes = async {
+            for turn in 0..40 {
+                let bulk = pattern(1024 * 1024 + turn * 4099 + 1);
+                let mut got = vec![0; bulk.len()];
+                let (sent, received) = tokio::join!(client.write_all(&bulk), server.read_exact(&mut got));
+                sent.expect("write");
+                received.expect("read");
+                assert!(got == bulk, "bytes differ in turn {turn}");
+                for message in 0..u8::try_from(turn).expect("few turns") {
+                    client.write_all(&[message]).await.expect("write");
+                    assert_eq!(server.read_u8().await.expect("read"), message);
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), echoes).await.expect("something was held back");
     }
 
     #[tokio::test]
