@@ -208,8 +208,9 @@ fn schemathesis_finds_no_server_error() {
         .current_dir(root)
         .args(["-m", "schemathesis.cli", "run", &format!("http://{}/openapi.json", running.api)])
         .args(["--header", "Authorization: Bearer 0123456789abcdef-full", "--checks", "not_a_server_error"])
-        // A stream without an end has no answer to look at.
-        .args(["--exclude-path", "/events", "--max-time", "30", "--workers", "2", "--seed", "1", "--no-color"])
+        // A stream without an end has no answer to look at. One worker: Python 3.11 cannot parse in two threads at once
+        // (python/cpython#106905), and schemathesis counts that as an error of ours.
+        .args(["--exclude-path", "/events", "--max-time", "30", "--workers", "1", "--seed", "1", "--no-color"])
         .args(["--suppress-health-check", "all"])
         .output()
         .unwrap_or_else(|error| panic!("{python}: {error}; `bin/test.sh` installs what the tests need"));
