@@ -187,6 +187,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::task::JoinHandle;
 
     use super::*;
 
@@ -197,16 +198,22 @@ mod tests {
         (near.expect("connect"), far.expect("accept").0)
     }
 
+    /// A client and a server, and the relay between them.
+    async fn relayed() -> (TcpStream, TcpStream, JoinHandle<Passed>) {
+        let (client, mut proxy_in) = pair().await;
+        let (mut proxy_out, server) = pair().await;
+        let relaying =
+            tokio::spawn(async move { relay(&mut proxy_in, &mut proxy_out, Duration::from_secs(60), pending()).await });
+        (client, server, relaying)
+    }
+
     fn pattern(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i * 31 % 251) as u8).collect()
     }
 
     #[tokio::test]
     async fn bulk_goes_both_ways_at_once_and_half_close_is_kept() {
-        let (mut client, mut proxy_in) = pair().await;
-        let (mut proxy_out, mut server) = pair().await;
-        let relayed =
-            tokio::spawn(async move { relay(&mut proxy_in, &mut proxy_out, Duration::from_secs(60), pending()).await });
+        let (mut client, mut server, relaying) = relayed().await;
         let up = pattern(8 * 1024 * 1024 + 7);
         let expected = up.clone();
         let serving = tokio::spawn(async move {
@@ -221,7 +228,7 @@ mod tests {
         client.read_to_end(&mut down).await.expect("read");
         assert!(serving.await.expect("server") == expected, "bytes to the endpoint differ");
         assert!(down == pattern(3_000_001), "bytes to the client differ");
-        let passed = relayed.await.expect("relay");
+        let passed = relaying.await.expect("relay");
         assert_eq!((passed.to_endpoint, passed.to_client), (8 * 1024 * 1024 + 7, 3_000_001));
         assert!(passed.error.is_none());
     }
@@ -229,10 +236,8 @@ mod tests {
     /// Bulk rests with a low-water mark far above these: what stays below it must come all the same, and without an end.
     #[tokio::test]
     async fn the_last_bytes_of_a_bulk_and_the_messages_after_it_are_not_held_back() {
-        let (mut client, mut proxy_in) = pair().await;
-        let (mut proxy_out, mut server) = pair().await;
-        tokio::spawn(async move { relay(&mut proxy_in, &mut proxy_out, Duration::from_secs(60), pending()).await });
-        let echoes = async {
+        let (mut client, mut server, _relaying) = relayed().await;
+        let turns = async {
             for turn in 0..40 {
                 let bulk = pattern(1024 * 1024 + turn * 4099 + 1);
                 let mut got = vec![0; bulk.len()];
@@ -246,14 +251,12 @@ mod tests {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), echoes).await.expect("something was held back");
+        tokio::time::timeout(Duration::from_secs(30), turns).await.expect("something was held back");
     }
 
     #[tokio::test]
     async fn a_reader_that_stops_holds_the_writer_back() {
-        let (mut client, mut proxy_in) = pair().await;
-        let (mut proxy_out, server) = pair().await;
-        tokio::spawn(async move { relay(&mut proxy_in, &mut proxy_out, Duration::from_secs(60), pending()).await });
+        let (mut client, server, _relaying) = relayed().await;
         let chunk = pattern(1024 * 1024);
         let mut sent = 0;
         while let Ok(written) = tokio::time::timeout(Duration::from_millis(300), client.write(&chunk)).await {
