@@ -52,7 +52,8 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut stream: Box<Downstream>, seat
             }
             Next::Closed => break,
         };
-        let behind = bytes.split_off(head.len);
+        // Nearly always there is nothing behind, and to split would make the buffer a shared one.
+        let behind = if bytes.len() > head.len { bytes.split_off(head.len) } else { BytesMut::new() };
         bytes.advance(head.start);
         stream.begin_request(body_of(&head), behind);
         let mut session = ServerSession::new_http1(stream as Stream);
@@ -87,17 +88,22 @@ async fn next_request(
     let limits = &worker.shared.limits;
     let mut bytes = stream.take_ahead();
     let mut reader = HeadReader::new(limits.header_bytes, limits.header_fields);
-    let now = Instant::now();
-    timer.as_mut().reset(now + if bytes.is_empty() { limits.keep_alive } else { limits.header });
+    let mut begun = false;
+    if bytes.is_empty() {
+        timer.as_mut().reset(Instant::now() + limits.keep_alive);
+    }
     loop {
-        if !bytes.is_empty() {
+        let idle = bytes.is_empty();
+        if !idle {
             match reader.check(&bytes) {
                 Progress::Done(head) => return Next::Request(bytes, head),
                 Progress::Reject(reject) => return Next::Reject(reject),
+                // One deadline for the whole header, from its first byte on; most come whole and need none.
+                Progress::NeedMore if !begun => timer.as_mut().reset(Instant::now() + limits.header),
                 Progress::NeedMore => {}
             }
+            begun = true;
         }
-        let idle = bytes.is_empty();
         tokio::select! {
             biased;
             more = read_more(stream, &mut bytes) => if !more { return Next::Closed },
@@ -105,9 +111,6 @@ async fn next_request(
                 return if idle { Next::Closed } else { Next::Reject(Reject { status: 408, reason: "header too slow" }) };
             }
             _ = closing.wait_for(|closing| *closing), if idle => return Next::Closed,
-        }
-        if idle {
-            timer.as_mut().reset(Instant::now() + limits.header);
         }
     }
 }

@@ -42,14 +42,35 @@ pub struct Forwarded<'a> {
     pub request_id: &'a str,
 }
 
-/// The part of hop-by-hop handling that is the engine's; for every `HttpPeer`'s options.
-pub fn upstream_request_policy() -> HttpUpstreamRequestPolicy {
+/// The part of hop-by-hop handling that is the engine's, for a request with these headers.
+pub fn upstream_request_policy(headers: &HeaderMap) -> HttpUpstreamRequestPolicy {
+    // It looks each field up by itself. Most requests have none of them.
+    if !headers.keys().any(is_hop_by_hop) {
+        return HttpUpstreamRequestPolicy::preserve();
+    }
     HttpUpstreamRequestPolicy {
         strip_hop_by_hop: true,
         strip_connection_nominated: false,
         reject_malformed_connection_nominations: false,
         h1_upgrade: H1UpgradePolicy::WebSocketOnly,
     }
+}
+
+/// Whether a field is for the next hop alone (RFC 9110, section 7.6.1, and what is in use beside it).
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 /// Tells whether an address is a trusted proxy's.
@@ -323,11 +344,19 @@ fn remove_response_hop_by_hop(response: &mut ResponseHeader) {
             response.remove_header(&name);
         }
     }
-    response.remove_header("keep-alive");
-    response.remove_header("proxy-connection");
     // 426 says by it what to upgrade to.
-    if response.status != http::StatusCode::UPGRADE_REQUIRED {
-        response.remove_header(&header::UPGRADE);
+    let keeps_upgrade = response.status == http::StatusCode::UPGRADE_REQUIRED;
+    let is_ours = |name: &HeaderName| match name.as_str() {
+        "keep-alive" | "proxy-connection" => true,
+        "upgrade" => !keeps_upgrade,
+        _ => false,
+    };
+    // Looked for in one pass, and nearly always in vain: to remove what is not there costs more.
+    if response.headers.keys().any(is_ours) {
+        let ours: Vec<HeaderName> = response.headers.keys().filter(|name| is_ours(name)).cloned().collect();
+        for name in ours {
+            response.remove_header(&name);
+        }
     }
 }
 

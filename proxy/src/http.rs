@@ -162,11 +162,11 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, session: &mut Session, request: &mut Request) -> Result<Box<HttpPeer>> {
-        let upstream = self.lease(session, request).await?;
-        let (Some(lease), Some(conn)) = (&request.lease, &request.conn) else {
+        self.lease(session, request).await?;
+        let (Some(lease), Some(upstream), Some(conn)) = (&request.lease, &request.upstream, &request.conn) else {
             return Err(Error::new(ErrorType::InternalError));
         };
-        peer(lease.endpoint(), &upstream.policy, &session.req_header().method, conn)
+        peer(lease.endpoint(), &upstream.policy, session.req_header(), conn)
     }
 
     async fn upstream_request_filter(

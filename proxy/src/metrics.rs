@@ -98,11 +98,14 @@ impl Shard {
     }
 }
 
-/// What one site has answered.
+/// Status classes, and 0 for none.
+const CLASSES: usize = 6;
+
+/// What one thread has answered for one site.
 #[derive(Debug, Default)]
 struct SiteCounters {
     /// By the first digit of the status; 0 for clients that left before an answer.
-    classes: [AtomicU64; 6],
+    classes: [AtomicU64; CLASSES],
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
@@ -111,7 +114,8 @@ struct SiteCounters {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     shards: Box<[Shard]>,
-    sites: Mutex<BTreeMap<Arc<str>, Arc<SiteCounters>>>,
+    /// Each thread has its own for each site that it has served.
+    sites: Mutex<BTreeMap<Arc<str>, Vec<Arc<SiteCounters>>>>,
 }
 
 thread_local! {
@@ -143,8 +147,10 @@ impl Metrics {
     }
 
     fn register(&self, label: &Arc<str>) -> Arc<SiteCounters> {
+        let site = Arc::<SiteCounters>::default();
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
-        sites.entry(label.clone()).or_default().clone()
+        sites.entry(label.clone()).or_default().push(site.clone());
+        site
     }
 
     fn sum(&self, counter: fn(&Shard) -> &AtomicU64) -> u64 {
@@ -182,9 +188,12 @@ impl Metrics {
     fn render_sites(&self, out: &mut String) {
         let sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner).clone();
         header(out, "itsup_site_requests_total", "counter", "Requests answered, by site and status class.");
+        let sum = |site: &[Arc<SiteCounters>], counter: fn(&SiteCounters) -> &AtomicU64| {
+            site.iter().map(|thread| counter(thread).load(Relaxed)).sum::<u64>()
+        };
         for (label, site) in &sites {
-            for (class, count) in site.classes.iter().enumerate() {
-                let count = count.load(Relaxed);
+            for class in 0..CLASSES {
+                let count = site.iter().map(|thread| thread.classes[class].load(Relaxed)).sum::<u64>();
                 let class = if class == 0 { "none".to_owned() } else { format!("{class}xx") };
                 if count > 0 {
                     let label = escape_label(label);
@@ -195,8 +204,7 @@ impl Metrics {
         header(out, "itsup_site_bytes_total", "counter", "Body bytes, by site and direction.");
         for (label, site) in &sites {
             let label = escape_label(label);
-            for (direction, bytes) in [("in", &site.bytes_in), ("out", &site.bytes_out)] {
-                let bytes = bytes.load(Relaxed);
+            for (direction, bytes) in [("in", sum(site, |s| &s.bytes_in)), ("out", sum(site, |s| &s.bytes_out))] {
                 let _ = writeln!(out, "itsup_site_bytes_total{{site=\"{label}\",direction=\"{direction}\"}} {bytes}");
             }
         }
@@ -225,7 +233,9 @@ mod tests {
         metrics.shard(1).observe(Duration::from_millis(3));
         metrics.shard(0).observe(Duration::from_secs(60));
         metrics.site(&"shop \"x\"".into(), 204, 1, 2);
-        metrics.site(&"shop \"x\"".into(), 204, 1, 2);
+        std::thread::scope(|threads| {
+            threads.spawn(|| metrics.site(&"shop \"x\"".into(), 204, 1, 2));
+        });
         let mut text = String::new();
         metrics.render(&mut text);
         for line in [

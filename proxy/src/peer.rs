@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http::Method;
 use pingora::connectors::l4::Connect;
+use pingora::http::RequestHeader;
 use pingora::protocols::l4::socket::SocketAddr as PeerAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::tls::CaType;
@@ -49,7 +50,7 @@ pub(crate) fn is_repeatable(method: &Method) -> bool {
 pub(crate) fn peer(
     endpoint: &Endpoint,
     policy: &Policy,
-    method: &Method,
+    request: &RequestHeader,
     conn: &Conn,
 ) -> Result<Box<HttpPeer>, Box<Error>> {
     let sni = match &endpoint.protocol {
@@ -67,7 +68,7 @@ pub(crate) fn peer(
     options.total_connection_timeout = Some(policy.connect_timeout * 2);
     options.read_timeout = policy.response_timeout;
     options.idle_timeout = Some(KEEP_IDLE);
-    options.http_upstream_request_policy = headers::upstream_request_policy();
+    options.http_upstream_request_policy = headers::upstream_request_policy(&request.headers);
     match &endpoint.protocol {
         Protocol::H1 => {}
         Protocol::H2c => options.set_http_version(2, 2),
@@ -84,7 +85,7 @@ pub(crate) fn peer(
         }
     }
     options.max_h2_streams = H2_STREAMS;
-    if endpoint.protocol == Protocol::H1 && !is_repeatable(method) {
+    if endpoint.protocol == Protocol::H1 && !is_repeatable(&request.method) {
         peer.group_key |= UNREPEATABLE;
         peer.options.idle_timeout = Some(KEEP_IDLE_UNREPEATABLE);
     }

@@ -111,7 +111,8 @@ async fn run(
 ) -> io::Result<()> {
     let engine = Arc::new(engine(&shared, thread));
     let Signals { accept, accepting, mut shutdown, mut closing, mut kill } = signals;
-    let worker = Arc::new(Worker { shared, thread, engine, shutdown: shutdown.clone(), closing: closing.clone() });
+    let (own_shutdown, own_closing) = (own(shutdown.clone()), own(closing.clone()));
+    let worker = Arc::new(Worker { shared, thread, engine, shutdown: own_shutdown, closing: own_closing });
     tokio::spawn(flush_log(worker.clone()));
     tokio::spawn(ending::obey(orders));
     tokio::spawn(run_errands(worker.clone(), inbox));
@@ -128,6 +129,18 @@ async fn run(
     let _ = kill.wait_for(|killed| *killed).await;
     worker.shared.log.flush();
     Ok(())
+}
+
+/// A flag of this thread's own that follows one of the process. Each request looks at it, and to look is to write, to a lock and
+/// a list of waiters: threads that shared one would take its cache lines from each other all the time.
+fn own(mut flag: watch::Receiver<bool>) -> watch::Receiver<bool> {
+    let (sender, own) = watch::channel(*flag.borrow_and_update());
+    tokio::spawn(async move {
+        while flag.changed().await.is_ok() {
+            sender.send_replace(*flag.borrow_and_update());
+        }
+    });
+    own
 }
 
 async fn run_errands(worker: Arc<Worker>, mut inbox: mpsc::UnboundedReceiver<Errand>) {

@@ -171,6 +171,27 @@ fn connection_lists_take_off_only_what_is_theirs() {
 }
 
 #[test]
+fn the_engine_looks_for_hop_by_hop_fields_where_there_are_any() {
+    let plain = request("/", &[("Host", "a.example"), ("Accept", "*/*"), ("X-Connection", "close")]);
+    assert_eq!(upstream_request_policy(&plain.headers), HttpUpstreamRequestPolicy::preserve());
+    for name in [
+        "Connection",
+        "HTTP2-Settings",
+        "Keep-Alive",
+        "Proxy-Authenticate",
+        "Proxy-Authorization",
+        "Proxy-Connection",
+        "TE",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+    ] {
+        let policy = upstream_request_policy(&request("/", &[("Host", "a.example"), (name, "x")]).headers);
+        assert!(policy.strip_hop_by_hop && policy.h1_upgrade == H1UpgradePolicy::WebSocketOnly, "{name}");
+    }
+}
+
+#[test]
 fn only_websockets_are_upgraded() {
     let handshake = [("Host", "a"), ("Connection", "keep-alive, Upgrade"), ("Upgrade", "WebSocket")];
     let good = request("/", &handshake);

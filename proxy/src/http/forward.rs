@@ -1,7 +1,6 @@
 //! A request on its way to an endpoint: waiting where its upstream is held, the lease, what ends it before its time.
 
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::time::Instant;
 
 use http::Uri;
@@ -17,7 +16,7 @@ use crate::endpoint::Class;
 use crate::hangup::hung_up;
 use crate::hold::Waited;
 use crate::host;
-use crate::live::{Entry, LiveTarget, LiveUpstream, NoEndpoint};
+use crate::live::{Entry, LiveTarget, NoEndpoint};
 
 /// Snapshots that are looked at when endpoints retire faster than they are leased.
 const RELOADS: u32 = 8;
@@ -26,13 +25,13 @@ const HELD_RETRY_AFTER: u64 = 5;
 
 impl Gateway {
     /// Leases an endpoint, once the upstream is not held.
-    pub(super) async fn lease(&self, session: &mut Session, request: &mut Request) -> Result<Arc<LiveUpstream>> {
+    pub(super) async fn lease(&self, session: &mut Session, request: &mut Request) -> Result<()> {
         request.let_go();
         let class = class_of(session);
         loop {
             self.wait_while_held(session, request).await?;
-            if let Some(upstream) = self.try_lease(session, request, class) {
-                return Ok(upstream);
+            if self.try_lease(session, request, class) {
+                return Ok(());
             }
             // A hold that has begun since comes before the table that has emptied the upstream.
             if request.upstream.as_ref().is_none_or(|upstream| self.shared.holds.door(&upstream.name).is_none()) {
@@ -81,23 +80,23 @@ impl Gateway {
     }
 
     /// Leases an endpoint, looking at newer snapshots as long as the one at hand has retired its own.
-    fn try_lease(&self, session: &Session, request: &mut Request, class: Class) -> Option<Arc<LiveUpstream>> {
+    fn try_lease(&self, session: &Session, request: &mut Request, class: Class) -> bool {
         for _ in 0..RELOADS {
-            let upstream = request.upstream.clone()?;
+            let Some(upstream) = &request.upstream else { return false };
             match upstream.lease(class, &request.tried, Instant::now()) {
                 Ok(lease) => {
                     request.lease = Some(lease);
-                    return Some(upstream);
+                    return true;
                 }
                 Err(NoEndpoint::Stale) => self.reroute(session, request),
                 Err(NoEndpoint::Down { retry_after }) => {
                     request.retry_after = retry_after.as_secs().max(1);
-                    return None;
+                    return false;
                 }
-                Err(NoEndpoint::Empty) => return None,
+                Err(NoEndpoint::Empty) => return false,
             }
         }
-        None
+        false
     }
 
     fn reroute(&self, session: &Session, request: &mut Request) {

@@ -34,7 +34,7 @@ impl Gateway {
         request.conn = Some(conn.clone());
         let req = session.req_header();
         let mut buffer = [0; 256];
-        let Some(name) = authority(req).and_then(|raw| host::normalize(raw, &mut buffer)) else {
+        let Some(name) = host_of(req, &conn, &mut buffer) else {
             return Verdict::Refuse(400, "no host name");
         };
         let live = self.shared.store.load();
@@ -52,8 +52,9 @@ impl Gateway {
             Some(Entry::Pass { .. }) | None => return Verdict::Refuse(421, "host is not terminated here"),
         };
         drop(live);
-        request.site = Some(site.clone());
-        self.judge_site(session, request, &site).await
+        let verdict = self.judge_site(session, request, &site).await;
+        request.site = Some(site);
+        verdict
     }
 
     async fn judge_site(&self, session: &mut Session, request: &mut Request, site: &LiveSite) -> Verdict {
@@ -84,8 +85,8 @@ impl Gateway {
         match &route.target {
             LiveTarget::Welcome => Verdict::Welcome,
             LiveTarget::Upstream(upstream) => {
-                let declared = content_length(&req.headers);
-                let too_large = upstream.policy.max_body.is_some_and(|most| declared.is_some_and(|n| n > most));
+                let exceeds = |most| content_length(&req.headers).is_some_and(|declared| declared > most);
+                let too_large = upstream.policy.max_body.is_some_and(exceeds);
                 request.upstream = Some(upstream.clone());
                 if too_large { Verdict::Refuse(413, "body too large") } else { Verdict::Forward }
             }
@@ -97,6 +98,12 @@ impl Gateway {
 fn conn_of(session: &Session) -> Option<Arc<Conn>> {
     let digest = session.digest()?.proxy_digest.as_ref()?;
     digest.user_data.as_ref()?.downcast_ref::<Arc<Conn>>().cloned()
+}
+
+/// The host that a request is for, normalised. Nearly always it is spelled as the ClientHello has it, which is.
+fn host_of<'a>(req: &'a RequestHeader, conn: &'a Conn, buffer: &'a mut [u8; 256]) -> Option<&'a str> {
+    let raw = authority(req)?;
+    if raw == conn.sni.as_bytes() { Some(&conn.sni) } else { host::normalize(raw, buffer) }
 }
 
 /// Whether the certificate that was shown on the connection is good for `name` too (RFC 9110, section 7.4).
