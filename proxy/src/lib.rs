@@ -34,6 +34,7 @@ mod live;
 mod metrics;
 pub mod path;
 mod peer;
+mod pieces;
 mod plain;
 mod prefixed;
 mod probe;

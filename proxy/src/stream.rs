@@ -25,6 +25,7 @@ use tokio_rustls::server::TlsStream;
 use crate::chunked::ChunkScanner;
 use crate::conn::Conn;
 use crate::frames::{CLOSE_GOING_AWAY, Frames};
+use crate::pieces::Pieces;
 use crate::prefixed::Prefixed;
 
 /// Small writes are gathered up to this.
@@ -216,8 +217,8 @@ impl Downstream {
         let Some(tls) = self.tls.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         while self.written < self.write_buffer.len() {
             let gathered = &self.write_buffer[self.written..];
-            let slices = [io::IoSlice::new(gathered), io::IoSlice::new(buf)];
-            let step = ready!(Pin::new(&mut *tls).poll_write_vectored(cx, &slices))?;
+            let pieces = Pieces::of([gathered, buf]);
+            let step = ready!(Pin::new(&mut *tls).poll_write_vectored(cx, pieces.as_slices()))?;
             if step == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -231,7 +232,7 @@ impl Downstream {
         }
         self.write_buffer.clear();
         self.written = 0;
-        Pin::new(tls).poll_write(cx, buf)
+        Pin::new(tls).poll_write_vectored(cx, Pieces::of([buf]).as_slices())
     }
 }
 
@@ -370,7 +371,7 @@ impl AsyncWrite for Downstream {
         }
         if this.write_buffer.is_empty() {
             let Some(tls) = this.tls.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-            return Pin::new(tls).poll_write_vectored(cx, bufs);
+            return Pin::new(tls).poll_write_vectored(cx, Pieces::of(bufs.iter().map(|b| &**b)).as_slices());
         }
         let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
         this.poll_write_through(cx, first)

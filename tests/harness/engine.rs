@@ -38,7 +38,7 @@ impl Engine {
             .expect("a file");
         // One that a killed run has left is as good.
         ip(&["link", "add", BRIDGE, "type", "bridge"]);
-        ip(&["address", "add", "172.31.80.1/26", "dev", BRIDGE]);
+        ip(&["address", "add", "198.18.80.1/26", "dev", BRIDGE]);
         let engine = Engine { folder };
         let saved = engine.path("image.tar").display().to_string();
         docker(&["save", "-o", &saved, image]);
@@ -61,9 +61,12 @@ impl Engine {
             command.arg(flag).arg(self.path(name));
         }
         command.arg("--host").arg(host().expect("a host"));
-        // The machine's engine has the firewall and its own networks; addresses that it is not likely to give out.
+        // The machine's engine has the firewall and its own networks. The first pool is for tests of networks
+        // (RFC 2544) and in no engine's defaults; the others are there should the machine have a route to it.
         command.args(["--bridge", BRIDGE, "--iptables=false", "--ip6tables=false", "--live-restore"]);
-        command.args(["--default-address-pool", "base=172.31.64.0/20,size=26"]);
+        for base in ["198.18.64.0/20", "10.213.64.0/20", "172.31.64.0/20"] {
+            command.args(["--default-address-pool", &format!("base={base},size=26")]);
+        }
         // A containerd that is there already is shared.
         command.args(["--containerd-namespace", "itsup-test", "--containerd-plugins-namespace", "itsup-test-plugins"]);
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
