@@ -218,6 +218,36 @@ fn responses_are_compressed_where_the_project_and_the_client_say_so() {
 }
 
 #[test]
+fn fields_for_the_next_hop_alone_stay_on_it() {
+    let app = Testd::start();
+    let itsup = Itsup::start(&db(&[project("app", "app.test", &[app.addr()], "")]));
+    let mut stream = tls(itsup.https(), "app.test", &itsup.ca());
+    // Each by itself, as the engine is told to look for them only where one is there.
+    for (name, value) in [
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Connection", "keep-alive"),
+        ("Proxy-Authorization", "Basic eDp5"),
+        ("Proxy-Authenticate", "Basic"),
+        ("TE", "gzip"),
+        ("Trailer", "X-Sum"),
+        ("Upgrade", "h2c"),
+        ("HTTP2-Settings", "AAMAAABkAAQCAAAAAAIAAAAA"),
+        ("Connection", "keep-alive"),
+        ("Connection", "X-Mine, X-Forwarded-For"),
+    ] {
+        let sent = [(name, value), ("X-Mine", "mine"), ("X-Kept", "yes")];
+        send(&mut stream, "GET", "app.test", "/", &sent, b"");
+        let answer = read_answer(&mut stream, "GET");
+        let nominated = value.contains("X-Mine");
+        assert_eq!(answer.status, 200, "{name}: {value}");
+        assert_eq!(answer.seen(name), [""; 0], "{name}: {value}");
+        assert_eq!(answer.seen("x-kept"), ["yes"], "{name}: {value}");
+        assert_eq!(answer.seen("x-mine").is_empty(), nominated, "{name}: {value}");
+        assert_eq!(answer.seen("x-forwarded-for"), ["127.0.0.1"], "{name}: {value}");
+    }
+}
+
+#[test]
 fn aliases_do_what_the_domain_does_and_other_hosts_redirect_to_it() {
     let app = Testd::start();
     let more = "    aliases: [www.app.test, \"*.app.test\"]\n    redirect_from: [old.test, older.test]\n";

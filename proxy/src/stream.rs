@@ -6,7 +6,7 @@
 //! closed gently, so that the client gets to read the answer.
 
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -32,8 +32,6 @@ use crate::prefixed::Prefixed;
 const WRITE_BUFFER: usize = 4 * 1024;
 /// On HTTP/2, where they are many streams' writes: as much as one TLS record holds.
 const WRITE_BUFFER_H2: usize = 16 * 1024;
-/// This much in a row is bulk: then it is other connections' turn.
-const TURN: usize = 256 * 1024;
 /// The most that is read ahead of the current request.
 const READ_AHEAD: usize = 16 * 1024;
 /// How long, and for how many bytes, a refused body is read and thrown away, so that the answer is not lost to a reset.
@@ -72,8 +70,6 @@ pub(crate) struct Downstream {
     eof: bool,
     write_buffer: Vec<u8>,
     written: usize,
-    /// Bytes of large writes since other connections last had their turn.
-    in_turn: usize,
     /// What is gathered goes out when the connection's task comes round next, which it has been told to.
     send_due: bool,
     /// The client does not take what was last sent.
@@ -102,7 +98,6 @@ impl Downstream {
             eof: false,
             write_buffer: Vec::new(),
             written: 0,
-            in_turn: 0,
             send_due: false,
             blocked: false,
             websocket: None,
@@ -266,32 +261,11 @@ impl Downstream {
     /// Takes bytes for the client.
     fn poll_take(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.write_buffer.len() + buf.len() > self.gathers() {
-            ready!(self.poll_turn(cx));
-            let written = self.poll_write_through(cx, buf);
-            return self.count_turn(written);
+            return self.poll_write_through(cx, buf);
         }
         self.make_room();
         self.write_buffer.extend_from_slice(buf);
         Poll::Ready(Ok(buf.len()))
-    }
-
-    /// Pending where this connection has had its turn: the runtime looks for what the others wait for, then comes back.
-    ///
-    /// Left to itself it looks only every 61 polls, which with bulk, a quarter of a millisecond each, is an age.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.in_turn < TURN {
-            return Poll::Ready(());
-        }
-        self.in_turn = 0;
-        pin!(tokio::task::yield_now()).poll(cx)
-    }
-
-    fn count_turn(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match written {
-            Poll::Ready(Ok(written)) => self.in_turn += written,
-            _ => self.in_turn = 0,
-        }
-        written
     }
 
     fn make_room(&mut self) {
@@ -395,15 +369,12 @@ impl AsyncWrite for Downstream {
             }
             return Poll::Ready(Ok(total));
         }
-        ready!(this.poll_turn(cx));
-        let written = if this.write_buffer.is_empty() {
+        if this.write_buffer.is_empty() {
             let Some(tls) = this.tls.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-            Pin::new(tls).poll_write_vectored(cx, Pieces::of(bufs.iter().map(|b| &**b)).as_slices())
-        } else {
-            let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
-            this.poll_write_through(cx, first)
-        };
-        this.count_turn(written)
+            return Pin::new(tls).poll_write_vectored(cx, Pieces::of(bufs.iter().map(|b| &**b)).as_slices());
+        }
+        let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
+        this.poll_write_through(cx, first)
     }
 
     fn is_write_vectored(&self) -> bool {

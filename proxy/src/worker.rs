@@ -134,10 +134,15 @@ async fn run(
 /// A flag of this thread's own that follows one of the process. Each request looks at it, and to look is to write, to a lock and
 /// a list of waiters: threads that shared one would take its cache lines from each other all the time.
 fn own(mut flag: watch::Receiver<bool>) -> watch::Receiver<bool> {
-    let (sender, own) = watch::channel(*flag.borrow_and_update());
+    let (sender, own) = watch::channel(false);
     tokio::spawn(async move {
-        while flag.changed().await.is_ok() {
-            sender.send_replace(*flag.borrow_and_update());
+        // What it is already counts as a change too, as the engine waits for one.
+        loop {
+            let now = *flag.borrow_and_update();
+            sender.send_if_modified(|own| std::mem::replace(own, now) != now);
+            if flag.changed().await.is_err() {
+                return;
+            }
         }
     });
     own
