@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use crate::chunked::ChunkScanner;
 use crate::conn::Conn;
 use crate::frames::{CLOSE_GOING_AWAY, Frames};
-use crate::pieces::Pieces;
+use crate::pieces::poll_write_pieces;
 use crate::prefixed::Prefixed;
 
 /// Small writes are gathered up to this.
@@ -201,7 +201,7 @@ impl Downstream {
     fn poll_drain_writes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(tls) = self.tls.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         while self.written < self.write_buffer.len() {
-            let step = ready!(Pin::new(&mut *tls).poll_write(cx, &self.write_buffer[self.written..]))?;
+            let step = ready!(poll_write_pieces(tls, cx, [&self.write_buffer[self.written..]]))?;
             if step == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -217,8 +217,7 @@ impl Downstream {
         let Some(tls) = self.tls.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         while self.written < self.write_buffer.len() {
             let gathered = &self.write_buffer[self.written..];
-            let pieces = Pieces::of([gathered, buf]);
-            let step = ready!(Pin::new(&mut *tls).poll_write_vectored(cx, pieces.as_slices()))?;
+            let step = ready!(poll_write_pieces(tls, cx, [gathered, buf]))?;
             if step == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -232,7 +231,7 @@ impl Downstream {
         }
         self.write_buffer.clear();
         self.written = 0;
-        Pin::new(tls).poll_write_vectored(cx, Pieces::of([buf]).as_slices())
+        poll_write_pieces(tls, cx, [buf])
     }
 }
 
@@ -371,7 +370,7 @@ impl AsyncWrite for Downstream {
         }
         if this.write_buffer.is_empty() {
             let Some(tls) = this.tls.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-            return Pin::new(tls).poll_write_vectored(cx, Pieces::of(bufs.iter().map(|b| &**b)).as_slices());
+            return poll_write_pieces(tls, cx, bufs.iter().map(|b| &**b));
         }
         let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
         this.poll_write_through(cx, first)

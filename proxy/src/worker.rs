@@ -137,12 +137,10 @@ fn own(mut flag: watch::Receiver<bool>) -> watch::Receiver<bool> {
     let (sender, own) = watch::channel(false);
     tokio::spawn(async move {
         // What it is already counts as a change too, as the engine waits for one.
-        loop {
+        flag.mark_changed();
+        while flag.changed().await.is_ok() {
             let now = *flag.borrow_and_update();
             sender.send_if_modified(|own| std::mem::replace(own, now) != now);
-            if flag.changed().await.is_err() {
-                return;
-            }
         }
     });
     own
